@@ -1,0 +1,146 @@
+"""Operations of ours: refuse a host, put files, run a long verb of the host program.
+
+Each compares its part of the plan with what was seen and yields nothing where they agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pyinfra import host, logger, state
+from pyinfra.api import FunctionCommand, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+from pyinfra.connectors.util import CommandOutput
+from typing_extensions import override
+
+from fleet import facts
+from fleet.facts import BOOTSTRAP, GateResults, packed_program
+from fleet.health import NoAnswer, ask
+from fleet.plan import PROGRAM, File, HostPlan
+
+Commands = Generator[PyinfraCommand, None, None]
+
+
+class FollowedCommand(StringCommand):
+    """A command whose lines a person sees as they come: it may run for an hour."""
+
+    @override
+    def execute(self, state: State, host: Host, connector_arguments: Any) -> Any:
+        connector_arguments.update(self.connector_arguments)
+        done, _ = host.run_shell_command(
+            self, print_output=True, print_input=state.print_input, **connector_arguments
+        )
+        # Every line has been printed; giving them back would print them again on failure.
+        return done, CommandOutput([])
+
+
+@operation()
+def refuse(problems: Sequence[str]) -> Commands:
+    """
+    Fail this host, naming everything that is wrong with it; nothing where nothing is.
+
+    + problems: one line each
+    """
+
+    if problems:
+        yield FunctionCommand(fail, (problems,), {})
+    else:
+        host.noop("nothing is wrong")
+
+
+def fail(state: State, host: Host, problems: Sequence[str]) -> bool:
+    """Fails the operation on this host, with its problems on the screen."""
+    for problem in problems:
+        for line in problem.splitlines():
+            host.log_styled(line, fg="red", log_func=logger.error)
+    return False
+
+
+@operation()
+def judge() -> Commands:
+    """
+    Fail this host unless each of its services runs and answers the guides' question in public.
+    """
+    if not state.is_executing:
+        # Before the roll-out there may be nothing to judge; what counts is what is there after it.
+        return
+    plan = facts.plan()
+    problems = judged(plan, facts.site().addresses[plan.name])
+    if problems:
+        yield FunctionCommand(fail, (problems,), {})
+
+
+def judged(plan: HostPlan, address: str) -> list[str]:
+    """What is wrong with a host's services, each with its last journal lines; empty when all serve."""
+    results = gate(plan, answer=False)
+    problems = [explain(result) for result in results if result["error"]]
+    if problems:
+        return problems
+    for service in plan.services:
+        try:
+            answer = ask(service, address)
+        except NoAnswer as error:
+            inside = gate(plan, answer=True, only=service.name)[0]
+            within = explain(inside) if inside["error"] else "on the host itself it answers"
+            problems.append(f"{service.name}: {error}\n{within}")
+        else:
+            host.log(f"{service.name} answers on port {service.port} in {answer.seconds:.2f} s")
+    return problems
+
+
+def gate(plan: HostPlan, *, answer: bool, only: str | None = None) -> list[dict[str, Any]]:
+    """The gate's results on the host, in the order of the services."""
+    services = [
+        service.request() for service in plan.services if only is None or service.name == only
+    ]
+    request = json.dumps({"services": services, "answer": answer})
+    return list(host.get_fact(GateResults, _stdin=[packed_program(), request]) or [])
+
+
+def explain(result: Mapping[str, Any]) -> str:
+    """A failed gate with the journal's last lines."""
+    tail = [f"    {line}" for line in result["journal"]]
+    return "\n".join([f"{result['name']}: {result['error']}", *tail])
+
+
+@operation()
+def files(
+    files: Sequence[File], then: Sequence[Sequence[str]] = (), always: bool = False
+) -> Commands:
+    """
+    Put files in place in one command, each atomically, then run what makes them count.
+
+    + files: those that differ
+    + then: commands, as argv
+    + always: run `then` although no file differs
+
+    Contents travel on standard input, so that a secret shows neither in a process list nor in --diff.
+    """
+    if not files and not always:
+        host.noop("every file is as planned")
+        return
+    request = {"files": [asdict(file) for file in files], "then": list(then)}
+    # The program may be among the files, so this call brings its own.
+    yield StringCommand(
+        f'python3 -c "{BOOTSTRAP}" files', _stdin=[packed_program(), json.dumps(request)]
+    )
+
+
+@operation()
+def job(verb: str, request: Mapping[str, Any], needed: bool) -> Commands:
+    """
+    Carry out a long verb of the host program as a transient unit, following its lines.
+
+    + verb: packages, release, weights or cutover
+    + request: what it is told
+    + needed: False where the host is seen to have it already
+    """
+    if not needed:
+        host.noop(f"{verb}: nothing to do")
+        return
+    yield FollowedCommand("python3", PROGRAM, "job", verb, _stdin=json.dumps(request))

@@ -1,0 +1,73 @@
+"""The start of a pyinfra run: plan the site, refuse what cannot be planned, before any host is asked.
+
+Called by config.py, which pyinfra reads first. Exit code 2 means that the input is wrong and that no
+host was contacted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+from pyinfra_cli.util import parse_cli_arg
+
+from fleet import facts, inventory
+from fleet.errors import SiteError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+REFUSED_OPTIONS = {
+    "no_wait": ("--no-wait", "pyinfra then exits 0 when hosts fail, and waves are not kept"),
+    "serial": ("--serial", "each host would be cut over before the next is even looked at"),
+}
+
+
+def begin() -> None:
+    """Plan the site that this pyinfra command names; ends the process where it cannot be planned."""
+    context = click.get_current_context()
+    options = context.params
+    for option, (name, why) in REFUSED_OPTIONS.items():
+        if options.get(option):
+            refuse(f"{name}: not with this deploy; {why}")
+    signal.signal(signal.SIGINT, _interrupted)
+    try:
+        site = inventory.load(
+            options["inventory"],
+            limit=options.get("limit") or (),
+            exclude=options.get("exclude") or (),
+            overrides=_overrides(options.get("data") or ()),
+            folders=options.get("group_data") or (),
+        )
+    except SiteError as error:
+        refuse(*map(str, error.problems))
+    facts.use(site)
+
+
+def refuse(*lines: str) -> NoReturn:
+    """One line per problem on standard error, and exit 2."""
+    for line in lines:
+        click.secho(f"error: {line}", fg="red", err=True)
+    sys.exit(BAD_INPUT)
+
+
+def _overrides(data: tuple[str, ...]) -> dict[str, object]:
+    values = {}
+    for assignment in data:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            refuse(f"--data {assignment}: expected key=value")
+        values[key] = parse_cli_arg(value)
+    return values
+
+
+def _interrupted(_signal: int, _frame: FrameType | None) -> None:
+    """pyinfra exits 0 on Ctrl-C; work that was not done must not look done."""
+    click.echo(
+        "interrupted: what a host had begun goes on there; the same command goes on from here",
+        err=True,
+    )
+    sys.exit(INTERRUPTED)

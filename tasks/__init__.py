@@ -1,0 +1,1 @@
+"""The roll-out, one step per file; deploy.py is their order."""

@@ -1,0 +1,34 @@
+"""Afterwards: every host serves what its plan says, or the first that could not was put back.
+
+A host is cut over as a whole: drained, stopped, switched, started, judged. Hosts go canary first, then
+in batches; a failure ends the run (FAIL_PERCENT = 0), so that no later wave is touched.
+"""
+
+from pyinfra import host
+from pyinfra.api import deploy
+
+from fleet import facts, ops
+from fleet.compare import must_cut_over
+
+
+def in_wave(number: int) -> bool:
+    """Is the current host in this wave of the hosts that must be cut over?"""
+    # Known only once every host has been looked at, which is why operations ask as they run.
+    waves = facts.site().waves(facts.stale_hosts(must_cut_over))
+    return number < len(waves) and host.name in waves[number]
+
+
+@deploy("rollout")
+def cut_over() -> None:
+    """Cut over in waves the hosts whose running processes are not the plan's."""
+    facts.seen()
+    plan = facts.plan()
+    every_wave = facts.site().waves(facts.site().plans)
+    for number in host.loop(range(len(every_wave))):
+        ops.job(
+            name=f"Wave {number + 1} is drained, switched, started and judged",
+            verb="cutover",
+            request=plan.cutover_request(),
+            needed=True,
+            _if=lambda number=number: in_wave(number),
+        )
