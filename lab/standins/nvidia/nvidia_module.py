@@ -1,0 +1,79 @@
+#!/usr/bin/python3
+"""The kernel module of a lab host that has none: which version is built, which is loaded.
+
+    lab-module build     what dkms does when the package is installed or updated
+    lab-module load      what udev does at boot; a module that is loaded stays until the next boot
+    lab-module remove    what dkms does when the package is removed
+
+A real module takes the version of the driver that was loaded, whatever is installed since; that is
+where "Driver/library version mismatch" comes from, so the two versions are two files here:
+/var/lib/lab/nvidia-module (built, survives a reboot) and /run/lab/nvidia-module-version (loaded).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+VERSION = "@VERSION@"
+
+ROOT = Path(os.environ.get("LAB_ROOT") or "/")
+HARDWARE = Path(os.environ.get("LAB_HARDWARE") or ROOT / "etc/lab/hardware.json")
+BUILT = ROOT / "var/lib/lab/nvidia-module"
+LOADED = ROOT / "run/lab/nvidia-module-version"
+
+NO_HEADERS = """\
+Module build for kernel {kernel} was skipped since the
+kernel headers for this kernel do not seem to be installed.
+"""
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all, with the directories that it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def build() -> int:
+    """Build the module for the running kernel; without its headers, leave none and say so."""
+    kernel = os.uname().release
+    if not (ROOT / "lib/modules" / kernel / "build").exists():
+        sys.stdout.write(NO_HEADERS.format(kernel=kernel))
+        BUILT.unlink(missing_ok=True)
+        return 0
+    write(BUILT, VERSION + "\n")
+    return 0
+
+
+def load() -> int:
+    """Load what is built, unless a module is loaded already or there is no GPU to drive."""
+    if LOADED.exists() or not BUILT.exists():
+        return 0
+    try:
+        gpus = json.loads(HARDWARE.read_text()).get("gpus", 0)
+    except (OSError, ValueError):
+        gpus = 0
+    if gpus:
+        write(LOADED, BUILT.read_text())
+    return 0
+
+
+def remove() -> int:
+    """Forget what was built."""
+    BUILT.unlink(missing_ok=True)
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the first argument says; exit status 2 if it is none of the three."""
+    actions = {"build": build, "load": load, "remove": remove}
+    if len(arguments) != 1 or arguments[0] not in actions:
+        sys.stderr.write("usage: lab-module build|load|remove\n")
+        return 2
+    return actions[arguments[0]]()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
