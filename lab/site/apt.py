@@ -15,9 +15,8 @@ and the secret key, made once and worth nothing elsewhere, stays in the cache.
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,8 @@ from typing import Any
 
 import yaml
 
-from lab import paths
+from lab import LabError, paths
+from lab.process import Progress, run
 
 # What the project's tasks install on hosts, and what runs there needs.
 PACKAGES = (
@@ -48,19 +48,6 @@ MAINTAINER = "minimax-fleet lab <lab@minimax-fleet.invalid>"
 NVIDIA_REVISION = "1"
 SECRET_KEYS = paths.CACHE / "gnupg"
 STAMP = ".inputs"
-
-TOOLS = {
-    "apt-ftparchive": "apt-utils",
-    "dpkg-deb": "dpkg",
-    "gpg": "gnupg",
-    "gpgconf": "gnupg",
-}
-
-Progress = Callable[[str], None]
-
-
-class AptError(Exception):
-    """A repository could not be made; the message is one line for a person."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +78,8 @@ def ensure(site_root: Path, base: Path, progress: Progress) -> None:
     base: root of the hosts' base system, to know what its hosts have already
     progress: told, in a line for a person, what is being done where it takes a while
 
-    Raises AptError.
+    Raises LabError.
     """
-    for tool, package in TOOLS.items():
-        if shutil.which(tool) is None:
-            raise AptError(f"{tool} is not installed: apt-get install {package}")
     fingerprint = _ensure_key(site_root / "keys", progress)
     _ensure_repository(
         site_root / "apt" / "nvidia",
@@ -106,7 +90,7 @@ def ensure(site_root: Path, base: Path, progress: Progress) -> None:
     )
     status = base / "var/lib/dpkg/status"
     if not status.is_file():
-        raise AptError(f"{base}: no Debian system: {status} is missing; build the base first")
+        raise LabError(f"{base}: no Debian system: {status} is missing; build the base first")
     _ensure_repository(
         site_root / "apt" / "debian",
         "lab: Debian packages",
@@ -167,24 +151,6 @@ def _digest(*inputs: str | bytes) -> str:
     return digest.hexdigest()
 
 
-def _run(command: Sequence[str | Path], *, cwd: Path | None = None) -> str:
-    """Run a command and return its standard output; AptError with its last words if it fails."""
-    arguments = [str(argument) for argument in command]
-    result = subprocess.run(  # noqa: S603 - no shell, and every argument is ours
-        arguments,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
-    )
-    if result.returncode:
-        said = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()
-        errors = [line for line in said if line.startswith("E: ")] or said[-1:]
-        raise AptError(f"{arguments[0]} failed with status {result.returncode}: {errors[0]}")
-    return result.stdout
-
-
 @contextmanager
 def _replaced(directory: Path) -> Iterator[Path]:
     """A new directory that takes the place of another once the block has ended well."""
@@ -224,25 +190,17 @@ def _ensure_repository(
 
 def _index(directory: Path, label: str, fingerprint: str) -> None:
     """Write and sign a flat repository's index files."""
-    packages = directory / "Packages"
-    packages.write_text(_run(["apt-ftparchive", "packages", "."], cwd=directory))
-    _run(["gzip", "--keep", "--no-name", packages])
-    release = _run(
-        [
-            "apt-ftparchive",
-            "-oAPT::FTPArchive::Release::Origin=minimax-fleet",
-            f"-oAPT::FTPArchive::Release::Label={label}",
-            "-oAPT::FTPArchive::Release::Architectures=amd64",
-            "release",
-            ".",
-        ],
-        cwd=directory,
-    )
-    (directory / "Release").write_text(release)
+    # Names in the index are relative to where the tool runs.
+    archive = ["env", f"--chdir={directory}", "apt-ftparchive"]
+    (directory / "Packages").write_text(run([*archive, "packages", "."]))
+    run(["gzip", "--keep", "--no-name", directory / "Packages"])
+    release = {"Origin": "minimax-fleet", "Label": label, "Architectures": "amd64"}
+    options = [f"-oAPT::FTPArchive::Release::{key}={value}" for key, value in release.items()]
+    (directory / "Release").write_text(run([*archive, *options, "release", "."]))
     sign = [*_gpg(), "--local-user", fingerprint]
-    _run([*sign, "--clearsign", "--output", directory / "InRelease", directory / "Release"])
+    run([*sign, "--clearsign", "--output", directory / "InRelease", directory / "Release"])
     detach = ["--armor", "--detach-sign", "--output", str(directory / "Release.gpg")]
-    _run([*sign, *detach, directory / "Release"])
+    run([*sign, *detach, directory / "Release"])
     _stop_agent()
 
 
@@ -252,7 +210,7 @@ def _gpg() -> list[str | Path]:
 
 def _stop_agent() -> None:
     """End the agent that gpg leaves running for its home directory."""
-    _run(["gpgconf", "--homedir", SECRET_KEYS, "--kill", "all"])
+    run(["gpgconf", "--homedir", SECRET_KEYS, "--kill", "all"])
 
 
 def _ensure_key(directory: Path, progress: Progress) -> str:
@@ -263,15 +221,15 @@ def _ensure_key(directory: Path, progress: Progress) -> str:
         SECRET_KEYS.mkdir(parents=True, exist_ok=True, mode=0o700)
         SECRET_KEYS.chmod(0o700)
         key = ["--quick-generate-key", MAINTAINER, "ed25519", "sign", "never"]
-        _run([*_gpg(), "--passphrase", "", *key])
+        run([*_gpg(), "--passphrase", "", *key])
         fingerprint = _fingerprint()
         if fingerprint is None:
-            raise AptError(f"{SECRET_KEYS}: gpg made no key; remove this directory and try again")
+            raise LabError(f"{SECRET_KEYS}: gpg made no key; remove this directory and try again")
     stamp = directory / STAMP
     if not stamp.is_file() or stamp.read_text().strip() != fingerprint:
         with _replaced(directory) as new:
-            _run([*_gpg(), "--export", "--output", new / "lab.gpg", fingerprint])
-            _run([*_gpg(), "--armor", "--export", "--output", new / "lab.asc", fingerprint])
+            run([*_gpg(), "--export", "--output", new / "lab.gpg", fingerprint])
+            run([*_gpg(), "--armor", "--export", "--output", new / "lab.asc", fingerprint])
             (new / STAMP).write_text(f"{fingerprint}\n")
     _stop_agent()
     return fingerprint
@@ -281,7 +239,7 @@ def _fingerprint() -> str | None:
     """The fingerprint of the lab's key, None if there is none yet."""
     if not SECRET_KEYS.is_dir():
         return None
-    for line in _run([*_gpg(), "--with-colons", "--list-secret-keys"]).splitlines():
+    for line in run([*_gpg(), "--with-colons", "--list-secret-keys"]).splitlines():
         columns = line.split(":")
         if columns[0] == "fpr":
             return columns[9]
@@ -330,7 +288,7 @@ def _build_package(directory: Path, package: StandIn) -> None:
 
 
 def _deb(root: Path, target: Path) -> None:
-    _run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, target])
+    run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, target])
 
 
 def _build_debian(directory: Path, status: Path, progress: Progress) -> None:
@@ -357,9 +315,9 @@ def _build_debian(directory: Path, status: Path, progress: Progress) -> None:
             # Fetching as another user fails in a directory that only root can enter.
             "-oAPT::Sandbox::User=root",
         ]
-        _run(["apt-get", *options, "update"])
+        run(["apt-get", *options, "update"])
         install = ["--yes", "--no-install-recommends", "--download-only", "install"]
-        _run(["apt-get", *options, *install, *PACKAGES])
+        run(["apt-get", *options, *install, *PACKAGES])
         for package in sorted((state / "cache/archives").glob("*.deb")):
             shutil.move(package, directory / package.name.replace("%3a", ":"))
     _build_kernel_headers(directory)
