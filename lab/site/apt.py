@@ -14,6 +14,7 @@ and the secret key, made once and worth nothing elsewhere, stays in the cache.
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -319,7 +320,8 @@ def _build_debian(directory: Path, status: Path, progress: Progress) -> None:
         install = ["--yes", "--no-install-recommends", "--download-only", "install"]
         run(["apt-get", *options, *install, *PACKAGES])
         for package in sorted((state / "cache/archives").glob("*.deb")):
-            shutil.move(package, directory / package.name.replace("%3a", ":"))
+            # As in Debian's own pool, the file's name has no epoch.
+            shutil.move(package, directory / re.sub(r"_\d+%3a", "_", package.name))
     _build_kernel_headers(directory)
 
 
