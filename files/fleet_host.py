@@ -6,7 +6,7 @@
     fleet_host.py job VERB < request.json   a long verb, as a transient unit that outlives the connection
     fleet_host.py gate < request.json       is each service really serving? JSON; changes nothing
 
-Long verbs are `packages`, `release`, `weights` and `cutover`. Requests come on standard input, never in
+Long verbs are `packages`, `driver`, `release`, `weights` and `cutover`. Requests come on standard input, never in
 argv, so that no secret shows in a process list. Standard library only, Python 3.9 or newer; decides
 nothing about models or flags: all of that is in the request, which the plan made.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import http.client
 import json
@@ -151,6 +152,7 @@ def os_release():
         "name": values.get("PRETTY_NAME", ""),
         "architecture": platform.machine(),
         "kernel": platform.release(),
+        "kernel_headers": os.path.isdir(f"/lib/modules/{platform.release()}/build"),
     }
 
 
@@ -205,6 +207,11 @@ def packages_state(names):
         if status[1] == "i":
             state[name] = {"version": version, "held": status[0] == "h"}
     return state
+
+
+def installed(state, version):
+    """Is a package there, at a version where one is asked for? A version may end in apt's `*`."""
+    return state is not None and (not version or fnmatch.fnmatchcase(state["version"], version))
 
 
 def pci_state():
@@ -379,11 +386,7 @@ def active_jobs():
 def needs_state(request, state, packages):
     """Can each mirror be reached that this host will need? Nothing is asked of one that it will not."""
     need = {}
-    if any(
-        state["packages"][name] is None
-        or (version and state["packages"][name]["version"] != version)
-        for name, version in packages.items()
-    ):
+    if any(not installed(state["packages"][name], version) for name, version in packages.items()):
         need.update((f"apt {name}", url) for name, url in request["mirrors"]["apt"].items())
     if not state["uv"] or not all(state["releases"].values()):
         need["index"] = request["mirrors"]["index"]
@@ -472,7 +475,7 @@ def packages(request):
     wanted = [
         f"{name}={version}" if version else name
         for name, version in request["packages"].items()
-        if state[name] is None or (version and state[name]["version"] != version)
+        if not installed(state[name], version)
     ]
     if wanted:
         say(f"packages: {', '.join(wanted)}")
@@ -488,8 +491,29 @@ def packages(request):
     pinned = [name for name, version in request["packages"].items() if version]
     if pinned:
         run("apt-mark", "hold", *pinned)
+
+
+def driver(request):
+    """The NVIDIA driver at its version: installed, its daemons running, every GPU answering."""
+    packages(request)
+    if shutil.which("modprobe"):
+        # Best effort: whether the driver works is what nvidia-smi is asked below.
+        run("modprobe", "nvidia-uvm", check=False)
     for unit in request["start"]:
-        run("systemctl", "enable", "--now", unit)
+        run("systemctl", "enable", "--quiet", unit)
+        run("systemctl", "restart", unit, check=False)
+        if units_state([unit])[unit]["active"] != "active":
+            raise HostError(f"{unit} does not run:\n" + "\n".join(journal(unit)))
+    seen = gpus_state()
+    if seen["devices"] is None:
+        raise HostError(f"driver {request['version']}: {seen['error'] or 'nvidia-smi is missing'}")
+    versions = sorted({device["driver"] for device in seen["devices"]})
+    if len(seen["devices"]) != request["gpus"] or versions != [request["version"]]:
+        raise HostError(
+            f"driver {request['version']}: nvidia-smi sees {len(seen['devices'])}/{request['gpus']} "
+            f"GPUs with driver {', '.join(versions)}"
+        )
+    say(f"driver {request['version']}: {len(seen['devices'])} GPUs")
 
 
 # --------------------------------------------------------------------------------------- release
@@ -1109,8 +1133,14 @@ def last_service(name, last):
 # ------------------------------------------------------------------------------------------ jobs
 
 
-LONG = {"packages": packages, "release": release, "weights": weights, "cutover": cutover}
-EXCLUSIVE = ("packages", "cutover")
+LONG = {
+    "packages": packages,
+    "driver": driver,
+    "release": release,
+    "weights": weights,
+    "cutover": cutover,
+}
+EXCLUSIVE = ("packages", "driver", "cutover")
 """Verbs of which only one can sensibly run at a time on a host."""
 
 

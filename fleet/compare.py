@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from fleet.plan import PROXY_UNIT, SYSCTL, USER, File, HostPlan
@@ -35,8 +36,10 @@ def system_differs(plan: HostPlan, seen: Mapping[str, Any]) -> bool:
 def packages_differ(packages: Mapping[str, str | None], seen: Mapping[str, Any]) -> bool:
     """A package is absent, or not at its exact version and held there."""
     for name, version in packages.items():
-        state = seen["packages"][name]
-        if state is None or (version and (state["version"] != version or not state["held"])):
+        state = seen["packages"].get(name)
+        if state is None:
+            return True
+        if version and not (fnmatchcase(state["version"], version) and state["held"]):
             return True
     return False
 

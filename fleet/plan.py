@@ -15,7 +15,7 @@ from typing import Any
 
 from fleet import command
 from fleet.catalog import Catalog, GpuKind, ModelCard, Recipe, catalog
-from fleet.drivers import driver_packages, supported_systems
+from fleet.drivers import apt_pin, driver_packages, driver_units, kernel_headers, supported_systems
 from fleet.errors import Problem, did_you_mean
 from fleet.render import render, repository_file
 from fleet.spec import HostSpec, SecretReference, Service, Vllm
@@ -29,6 +29,8 @@ PROXY_UNIT = "minimax-proxy.service"
 OS_PYTHON = "/usr/bin/python3"
 RECORDS = "/var/lib/minimax-fleet"
 HUB = "https://huggingface.co"
+DRIVER_PIN = "/etc/apt/preferences.d/minimax-nvidia"
+MODULES = "/etc/modules-load.d/minimax-nvidia.conf"
 SYSCTL = {"net.core.somaxconn": "4096"}
 """What files/sysctl.conf sets."""
 
@@ -195,6 +197,30 @@ class HostPlan:
             yield File(path=keyring, content=self.keys[repository.key])
             yield File(path=f"/etc/apt/sources.list.d/minimax-{name}.sources", content=text)
 
+    def driver_files(self, system: Mapping[str, str]) -> tuple[File, ...]:
+        """Files that a declared driver needs; `system` is what the probe says of the host's."""
+        driver = self.spec.driver
+        if driver is None:
+            return ()
+        return (
+            File(path=DRIVER_PIN, content=apt_pin(driver, system_name(system))),
+            File(path=MODULES, content=repository_file("files/modules-load.conf")),
+        )
+
+    def driver_request(self, system: Mapping[str, Any]) -> dict[str, Any]:
+        """Driver packages for the host's distribution and kernel, and what must run afterwards."""
+        driver, nvswitch = self.spec.driver, bool(self.gpu and self.gpu.nvswitch)
+        packages = driver_packages(driver, system_name(system), nvswitch=nvswitch)
+        if packages and not system["kernel_headers"]:
+            packages = {kernel_headers(system["kernel"]): None, **packages}
+        return {
+            "packages": packages,
+            "mask": [],
+            "start": list(driver_units(nvswitch=nvswitch)) if packages else [],
+            "version": driver.version if driver else None,
+            "gpus": self.spec.gpu_count,
+        }
+
     @cached_property
     def staged_files(self) -> tuple[File, ...]:
         """Files put beside what runs; nothing reads them before the cut-over."""
@@ -237,7 +263,10 @@ class HostPlan:
         units = [service.unit for service in self.services]
         ports = [port for service in self.services for port in (service.port, service.engine_port)]
         return {
-            "files": [file.path for file in (*self.system_files, *self.staged_files)],
+            "files": [
+                *(file.path for file in (*self.system_files, *self.staged_files)),
+                *((DRIVER_PIN, MODULES) if self.spec.driver else ()),
+            ],
             "users": [USER],
             "directories": list(self.directories),
             "sysctl": list(SYSCTL),
@@ -561,6 +590,11 @@ def hub_release(tools: Catalog, folder: str) -> Release:
         torch_backend=None,
         check=("hf", "version"),
     )
+
+
+def system_name(system: Mapping[str, Any]) -> str:
+    """`debian-12` for what the probe says of an operating system."""
+    return f"{system['id']}-{system['version_id']}"
 
 
 def digest(*parts: str) -> str:

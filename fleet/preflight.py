@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fleet.catalog import catalog
-from fleet.drivers import supported_systems
-from fleet.plan import PROXY_UNIT, UNIT_PREFIX, HostPlan
+from fleet.drivers import driver_problems, supported_systems
+from fleet.plan import PROXY_UNIT, UNIT_PREFIX, HostPlan, system_name
 
 ARCHITECTURES = ("x86_64",)
 MEMORY_TOLERANCE = 0.03
@@ -32,7 +32,7 @@ def problems(plan: HostPlan, seen: Mapping[str, Any], clock_offset_s: float) -> 
 
 def _system(seen: Mapping[str, Any]) -> Iterator[str]:
     system = seen["os"]
-    name = f"{system['id']}-{system['version_id']}"
+    name = system_name(system)
     if name not in supported_systems():
         known = ", ".join(supported_systems())
         yield f"operating system: {system['name'] or name} is not supported; known are {known}"
@@ -80,8 +80,10 @@ def _gpus(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _driver(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
-    """A running driver is not exchanged under services that use it."""
+    """A driver must be known for the system, and is not exchanged under services that use it."""
     declared = plan.spec.driver
+    nvswitch = bool(plan.gpu and plan.gpu.nvswitch)
+    yield from driver_problems(declared, system_name(seen["os"]), nvswitch=nvswitch)
     devices = (seen["gpus"] or {}).get("devices") or []
     running = {device["driver"] for device in devices}
     if declared is None or not running or running == {declared.version}:

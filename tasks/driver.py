@@ -3,25 +3,21 @@
 from pyinfra.api import deploy
 
 from fleet import facts, ops
-from fleet.compare import packages_differ
-from fleet.drivers import driver_packages, driver_units
+from fleet.compare import files_to_write, packages_differ
 
 
 @deploy("driver")
 def install() -> None:
     """Install driver, fabric manager and persistence daemon at one version, and hold them there."""
     plan, state = facts.plan(), facts.seen().state
-    system = f"{state['os']['id']}-{state['os']['version_id']}"
-    nvswitch = bool(plan.gpu and plan.gpu.nvswitch)
-    packages = driver_packages(plan.spec.driver, system, nvswitch=nvswitch)
+    request = plan.driver_request(state["os"])
+    ops.files(
+        name="Driver packages are pinned, and nvidia-uvm is loaded at boot",
+        files=files_to_write(plan.driver_files(state["os"]), state),
+    )
     ops.job(
-        name=f"NVIDIA driver {plan.spec.driver.version if plan.spec.driver else '(none declared)'}",
-        verb="packages",
-        request={
-            "packages": packages,
-            "mask": [],
-            "start": list(driver_units(nvswitch=nvswitch)),
-            "gpus": plan.spec.gpu_count,
-        },
-        needed=packages_differ(packages, state),
+        name="The NVIDIA driver is installed, held and running",
+        verb="driver",
+        request=request,
+        needed=packages_differ(request["packages"], state),
     )

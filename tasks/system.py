@@ -30,6 +30,6 @@ def install() -> None:
     ops.job(
         name="Git, Git LFS, pip and nginx are installed",
         verb="packages",
-        request={"packages": packages, "mask": [NGINX] if fresh_nginx else [], "start": []},
+        request={"packages": packages, "mask": [NGINX] if fresh_nginx else []},
         needed=packages_differ(packages, state),
     )

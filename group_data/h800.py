@@ -1,0 +1,19 @@
+# 8×H800: MiniMax-M1-40k as its guide has it. vLLM 0.9.2 is the first that serves it right.
+gpu = "h800-80"
+gpu_count = 8
+driver = {"version": "570.172.08"}
+
+vllm = {"version": "0.9.2", "torch_backend": "auto"}
+
+services = [
+    {
+        "name": "m1-40k",
+        "model": "MiniMaxAI/MiniMax-M1-40k",
+        "revision": "0000000000000000000000000000000000000000",
+        "recipe": "m1-tp8",
+        "gpus": [0, 1, 2, 3, 4, 5, 6, 7],
+        "port": 8000,
+        # The guide's own figure. 8×H800 hold two million tokens: set what your requests need.
+        "max_model_len": 4096,
+    },
+]

@@ -1,0 +1,114 @@
+"""A host's state as the probe gives it, for a host that is exactly what its plan says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fleet.plan import PROXY_UNIT, SYSCTL, USER, HostPlan, Planner
+from fleet.spec import HostSpec
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+SYSTEM = {
+    "id": "debian",
+    "version_id": "12",
+    "name": "Debian GNU/Linux 12 (bookworm)",
+    "architecture": "x86_64",
+    "kernel": "6.1.0-40-amd64",
+    "kernel_headers": True,
+}
+
+
+def service(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "m25",
+        "model": "MiniMaxAI/MiniMax-M2.5",
+        "revision": REVISION,
+        "recipe": "tp4",
+        "gpus": [0, 1, 2, 3],
+        "port": 8000,
+    } | changes
+
+
+def planned(
+    *services: dict[str, Any], **changes: Any
+) -> tuple[HostPlan | None, list[str]]:
+    """The plan of a host and the problems found, from group data with `changes`."""
+    data = {
+        "gpu": "h20-141",
+        "gpu_count": 8,
+        "driver": {"version": "580.95.05"},
+        "vllm": {"version": "0.33.0"},
+        "services": list(services),
+    } | changes
+    planner = Planner(dict.fromkeys(data, "group_data/h20.py"), {}, {})
+    plan = planner.plan("h20-01", "h20", HostSpec.model_validate(data))
+    return plan, [str(problem) for problem in planner.problems]
+
+
+def plan_of(*services: dict[str, Any], **changes: Any) -> HostPlan:
+    plan, problems = planned(*services, **changes)
+    assert plan is not None, problems
+    return plan
+
+
+def converged(plan: HostPlan) -> dict[str, Any]:
+    """What the probe answers once everything is as planned."""
+    files = (*plan.system_files, *plan.staged_files, *plan.driver_files(SYSTEM))
+    packages = plan.packages("debian-12")
+    running = {
+        "loaded": True,
+        "active": "active",
+        "sub": "running",
+        "enabled": True,
+        "pid": 100,
+        "restarts": 0,
+        "result": "success",
+        "exit_status": 0,
+    }
+    devices = [
+        {
+            "index": index,
+            "name": plan.gpu.name,
+            "memory_mib": plan.gpu.memory_mib,
+            "compute_capability": plan.gpu.compute_capability,
+            "driver": "580.95.05",
+        }
+        for index in range(plan.spec.gpu_count)
+        if plan.gpu
+    ]
+    nothing_held = {
+        str(port): None for unit in plan.services for port in (unit.port, unit.engine_port)
+    }
+    return {
+        "os": dict(SYSTEM),
+        "files": {
+            file.path: {"sha256": file.sha256, "mode": file.mode, "uid": 0} for file in files
+        },
+        "users": {USER: True},
+        "directories": {
+            path: {"owner": owner, "mode": mode} for path, (owner, mode) in plan.directories.items()
+        },
+        "sysctl": dict(SYSCTL),
+        "packages": {
+            name: {"version": version or "1.0", "held": bool(version)}
+            for name, version in packages.items()
+        },
+        "pci": {"gpus": plan.spec.gpu_count, "nvswitches": 4},
+        "gpus": {"error": None, "devices": devices},
+        "units": {
+            **{unit.unit: {**running, "stamp": unit.stamp} for unit in plan.services},
+            PROXY_UNIT: {**running, "stamp": None},
+        },
+        "records": {unit.name: {"stamp": unit.stamp} for unit in plan.services},
+        "proxy": {"stamp": plan.proxy_stamp},
+        "ports": nothing_held,
+        "disks": {
+            path: {"free_bytes": 10**13, "device": 1}
+            for path in (plan.spec.paths.models, plan.spec.paths.releases)
+        },
+        "releases": {release.path: True for release in plan.releases},
+        "weights": {weights.path: True for weights in plan.weights},
+        "uv": True,
+        "needs": {"mirrors": {}, "weights": {}},
+    }
+
