@@ -452,6 +452,9 @@ class TestModule:
         self.module(host, "load")
         assert host.read("run/lab/nvidia-module-version") == f"{VERSION}\n"
         assert host.smi("-L")
+        # Any user's process may say that it uses a GPU.
+        assert (host.root / "run/lab/gpu").readlink() == Path("/dev/shm/lab-gpu")  # noqa: S108
+        assert (host.root / "dev/shm/lab-gpu").stat().st_mode & 0o7777 == 0o1777
 
     def test_is_not_loaded_without_a_gpu(self, host: LabHost) -> None:
         self.headers(host)

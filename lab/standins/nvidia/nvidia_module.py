@@ -21,6 +21,10 @@ ROOT = Path(os.environ.get("LAB_ROOT") or "/")
 HARDWARE = Path(os.environ.get("LAB_HARDWARE") or ROOT / "etc/lab/hardware.json")
 BUILT = ROOT / "var/lib/lab/nvidia-module"
 LOADED = ROOT / "run/lab/nvidia-module-version"
+# Where processes that use a GPU say so. Like a driver's devices it is below /dev, which stays
+# writable for services whose file system is read-only otherwise.
+USERS = ROOT / "run/lab/gpu"
+USERS_STORE = ROOT / "dev/shm/lab-gpu"
 
 NO_HEADERS = """\
 Module build for kernel {kernel} was skipped since the
@@ -55,8 +59,13 @@ def load() -> int:
         gpus = json.loads(HARDWARE.read_text()).get("gpus", 0)
     except (OSError, ValueError):
         gpus = 0
-    if gpus:
-        write(LOADED, BUILT.read_text())
+    if not gpus:
+        return 0
+    write(LOADED, BUILT.read_text())
+    USERS_STORE.mkdir(parents=True, exist_ok=True)
+    USERS_STORE.chmod(0o1777)
+    if not USERS.exists():
+        USERS.symlink_to(Path("/") / USERS_STORE.relative_to(ROOT))
     return 0
 
 
