@@ -3,12 +3,12 @@
 
     fleet_host.py probe < request.json      the state of the host, as JSON; changes nothing
     fleet_host.py files < request.json      files put in place, then commands that make them count
-    fleet_host.py job VERB < request.json   a long verb, as a transient unit that outlives the connection
+    fleet_host.py job VERB < request.json   a long verb, as a unit that outlives the connection
     fleet_host.py gate < request.json       is each service really serving? JSON; changes nothing
 
-Long verbs are `packages`, `driver`, `release`, `weights` and `cutover`. Requests come on standard input, never in
-argv, so that no secret shows in a process list. Standard library only, Python 3.9 or newer; decides
-nothing about models or flags: all of that is in the request, which the plan made.
+Long verbs are `packages`, `driver`, `release`, `weights` and `cutover`. Requests come on standard
+input, never in argv, so that no secret shows in a process list. Standard library only, Python 3.9 or
+newer; decides nothing about models or flags: all of that is in the request, which the plan made.
 
 Exit codes: 0 done, 1 could not be done (the last line on standard error says why), 2 wrong use.
 """
@@ -29,7 +29,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -495,6 +494,10 @@ def packages(request):
 
 def driver(request):
     """The NVIDIA driver at its version: installed, its daemons running, every GPU answering."""
+    # Packages of two branches exclude each other, which apt cannot solve around a hold.
+    held = [name for name in run("apt-mark", "showhold").stdout.split() if "nvidia" in name]
+    if held:
+        run("apt-mark", "unhold", *held)
     packages(request)
     if shutil.which("modprobe"):
         # Best effort: whether the driver works is what nvidia-smi is asked below.
@@ -884,7 +887,7 @@ def check_answer(service):
             message = json.loads(read_until(response, time.monotonic() + timeout))["choices"][0][
                 "message"
             ]
-    except (TimeoutError, socket.timeout) as error:
+    except TimeoutError as error:
         raise GateError("answer", f"{expected} within {timeout} s", "none") from error
     except urllib.error.HTTPError as error:
         got = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
@@ -1227,9 +1230,9 @@ def main(argv):
     if argv[:1] == ["run"] and len(argv) == 3 and argv[1] in LONG:  # noqa: PLR2004
         return run_job(argv[1], argv[2])
     quick = {"probe": probe, "files": files, "gate": gate}
-    if not (
-        len(argv) == 1 and argv[0] in quick or argv[:1] == ["job"] and argv[1:2] and argv[1] in LONG
-    ):
+    is_quick = len(argv) == 1 and argv[0] in quick
+    is_job = len(argv) == 2 and argv[0] == "job" and argv[1] in LONG  # noqa: PLR2004
+    if not (is_quick or is_job):
         print(__doc__, file=sys.stderr)
         return 2
     request = json.load(sys.stdin)

@@ -15,8 +15,9 @@ def states(site: Site, inventory_file: Path) -> dict[str, dict[str, Any] | None]
     """Host name to its probed state, None for a host that cannot be reached; all in parallel."""
     # As pyinfra's own command line does: its connections are greenlets.
     monkey.patch_all()
-    from pyinfra.api import Config, State, StateStage
+    from pyinfra.api import Config, State
     from pyinfra.api.connect import connect_all, disconnect_all
+    from pyinfra.api.state import StateStage
     from pyinfra.context import ctx_host, ctx_state
     from pyinfra_cli.inventory import make_inventory
 

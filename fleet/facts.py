@@ -40,7 +40,7 @@ class HostState(FactBase[dict[str, Any]]):
 
     @override
     def process(self, output: list[str]) -> dict[str, Any]:
-        return _answer(output)
+        return dict(_answer(output))
 
 
 class GateResults(FactBase[list[dict[str, Any]]]):

@@ -21,12 +21,12 @@ class Answer:
     seconds: float
 
 
-class NoAnswer(Exception):
+class NoAnswerError(Exception):
     """What was expected at the public port, and what came."""
 
 
 def ask(service: ServicePlan, address: str) -> Answer:
-    """The answer from `http://address:port`. Raises NoAnswer with what was expected and what came."""
+    """The answer from `http://address:port`. Raises NoAnswerError with what was expected and what came."""
     url = f"http://{address}:{service.port}/v1/chat/completions"
     pattern, timeout_s = service.gate["expect"], service.gate["answer_timeout_s"]
     expected = f"{url}: expected an answer that matches /{pattern}/"
@@ -43,14 +43,16 @@ def ask(service: ServicePlan, address: str) -> Answer:
                 timeout=(CONNECT_TIMEOUT_S, timeout_s),
             )
         if not response.ok:
-            raise NoAnswer(f"{expected}, got HTTP {response.status_code}: {response.text[:200]}")
+            raise NoAnswerError(
+                f"{expected}, got HTTP {response.status_code}: {response.text[:200]}"
+            )
         message = response.json()["choices"][0]["message"]
     except requests.Timeout as error:
-        raise NoAnswer(f"{expected} within {timeout_s} s, got none") from error
+        raise NoAnswerError(f"{expected} within {timeout_s} s, got none") from error
     except (requests.RequestException, ValueError, KeyError, IndexError, TypeError) as error:
-        raise NoAnswer(f"{expected}, got {type(error).__name__}: {error}") from error
+        raise NoAnswerError(f"{expected}, got {type(error).__name__}: {error}") from error
     parts = (message.get(key) for key in ("reasoning", "reasoning_content", "content"))
     text = " ".join(part for part in parts if part)
     if "\N{REPLACEMENT CHARACTER}" in text or not re.search(pattern, text):
-        raise NoAnswer(f"{expected}, got {text[:200]!r}")
+        raise NoAnswerError(f"{expected}, got {text[:200]!r}")
     return Answer(text=text, seconds=time.monotonic() - began)

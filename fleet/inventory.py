@@ -236,7 +236,7 @@ def _refuse_secret(where: str, value: object, problems: list[Problem]) -> None:
 
 
 def _imported(file: Path) -> set[str]:
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names.update(alias.asname or alias.name.split(".")[0] for alias in node.names)
@@ -303,7 +303,7 @@ def _merge(  # noqa: PLR0913
         for key, value in overrides.items():
             merged[key] = value
             origins[key] = "--data"
-        hosts.append(Host(name, tuple([*named, "all"]), merged, origins))
+        hosts.append(Host(name, (*named, "all"), merged, origins))
     return hosts
 
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from fleet import facts
 from fleet.facts import BOOTSTRAP, GateResults, packed_program
-from fleet.health import NoAnswer, ask
+from fleet.health import NoAnswerError, ask
 from fleet.plan import PROGRAM, File, HostPlan
 
 Commands = Generator[PyinfraCommand, None, None]
@@ -84,7 +84,7 @@ def judged(plan: HostPlan, address: str) -> list[str]:
     for service in plan.services:
         try:
             answer = ask(service, address)
-        except NoAnswer as error:
+        except NoAnswerError as error:
             inside = gate(plan, answer=True, only=service.name)[0]
             within = explain(inside) if inside["error"] else "on the host itself it answers"
             problems.append(f"{service.name}: {error}\n{within}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -342,10 +343,10 @@ class Planner:
         gpu = self._gpu(spec)
         release = vllm_release(spec.vllm, spec.paths.releases)
         self._check_placement(spec)
-        for name, repository in spec.mirrors.apt.items():
+        for mirror, repository in spec.mirrors.apt.items():
             if repository.key not in self._keys:
                 what = f"{repository.key} is missing on this machine; it is the repository's public key"
-                self._refuse(f"mirrors.apt.{name}.key", what)
+                self._refuse(f"mirrors.apt.{mirror}.key", what)
         services = [
             planned
             for index, service in enumerate(spec.services)
@@ -365,7 +366,7 @@ class Planner:
         )
 
     def _refuse(self, path: str, what: str) -> None:
-        key = path.split("[")[0].split(".")[0]
+        key = re.split(r"[\[.]", path, maxsplit=1)[0]
         self.problems.append(Problem(f"{self._origins.get(key, 'inventory')}: {path}", what))
 
     def _gpu(self, spec: HostSpec) -> GpuKind | None:

@@ -4,6 +4,8 @@ A host is cut over as a whole: drained, stopped, switched, started, judged. Host
 in batches; a failure ends the run (FAIL_PERCENT = 0), so that no later wave is touched.
 """
 
+from functools import partial
+
 from pyinfra import host
 from pyinfra.api import deploy
 
@@ -30,5 +32,5 @@ def cut_over() -> None:
             verb="cutover",
             request=plan.cutover_request(),
             needed=True,
-            _if=lambda number=number: in_wave(number),
+            _if=partial(in_wave, number),
         )

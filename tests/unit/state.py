@@ -29,9 +29,7 @@ def service(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def planned(
-    *services: dict[str, Any], **changes: Any
-) -> tuple[HostPlan | None, list[str]]:
+def planned(*services: dict[str, Any], **changes: Any) -> tuple[HostPlan | None, list[str]]:
     """The plan of a host and the problems found, from group data with `changes`."""
     data = {
         "gpu": "h20-141",
@@ -111,4 +109,3 @@ def converged(plan: HostPlan) -> dict[str, Any]:
         "uv": True,
         "needs": {"mirrors": {}, "weights": {}},
     }
-

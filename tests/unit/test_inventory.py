@@ -39,9 +39,7 @@ def make_site(tmp_path: Path) -> MakeSite:
         (tmp_path / "inventories" / "h20.py").write_text(inventory)
         for group, text in ({"h20": H20} | group_data).items():
             (tmp_path / "group_data" / f"{group}.py").write_text(text)
-        return lambda **options: load(
-            tmp_path / "inventories" / "h20.py", cwd=tmp_path, **options
-        )
+        return lambda **options: load(tmp_path / "inventories" / "h20.py", cwd=tmp_path, **options)
 
     return make
 
@@ -84,7 +82,7 @@ def test_b1_an_inventory_without_hosts_is_refused(make_site: MakeSite) -> None:
 
 @pytest.mark.parametrize("value", ['{"a": {}}', '"a"', '{"a", "b"}'])
 def test_b2_a_group_must_be_a_list_of_hosts(make_site: MakeSite, value: str) -> None:
-    got = type(eval(value)).__name__  # noqa: S307 - the literals above
+    got = type(eval(value)).__name__
 
     message = refusal(make_site(f"h20 = {value}"))
 
@@ -205,9 +203,7 @@ def test_b16_a_secret_literal_is_refused_and_not_echoed(make_site: MakeSite) -> 
         ("h20 = [1]", "expected a host name or (name, data), got int"),
     ],
 )
-def test_a_broken_inventory_is_one_line(
-    make_site: MakeSite, inventory: str, message: str
-) -> None:
+def test_a_broken_inventory_is_one_line(make_site: MakeSite, inventory: str, message: str) -> None:
     error = refusal(make_site(inventory))
 
     assert message in error
@@ -231,7 +227,7 @@ def test_data_given_on_the_command_line_comes_first(make_site: MakeSite) -> None
 
 
 def test_hosts_of_a_group_share_one_plan_but_their_names(make_site: MakeSite) -> None:
-    site = make_site(str('h20 = [f"h{n}" for n in range(50)]'))()
+    site = make_site('h20 = [f"h{n}" for n in range(50)]')()
 
     assert site.plans["h49"].name == "h49"
     assert site.plans["h49"].services is site.plans["h0"].services

@@ -10,6 +10,7 @@ from fleet.plan import Planner
 from fleet.spec import HostSpec
 from tests.unit.state import REVISION, plan_of, planned, service
 
+
 def problems_of(*services: dict[str, Any], **changes: Any) -> str:
     plan, problems = planned(*services, **changes)
     assert plan is None

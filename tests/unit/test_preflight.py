@@ -67,7 +67,10 @@ def test_nothing_is_wrong_with_a_converged_host() -> None:
         (driver_under_services, "580.95.05 is declared, while m25 serves"),
         (too_big, "230.0 GiB needed for MiniMaxAI/MiniMax-M2.5, 100.0 GiB free"),
         (index_down, "mirror index: http://mirror/simple cannot be reached: Connection refused"),
-        (lambda seen: seen["os"].update(id="arch", name="Arch Linux"), "Arch Linux is not supported"),
+        (
+            lambda seen: seen["os"].update(id="arch", name="Arch Linux"),
+            "Arch Linux is not supported",
+        ),
         (lambda seen: seen["os"].update(architecture="riscv64"), "architecture: riscv64"),
     ],
 )

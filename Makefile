@@ -1,0 +1,54 @@
+# minimax-fleet: `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check quick lab-up lab-down bench golden lock
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.complete ## Install what this machine needs: a Python environment from requirements.lock
+
+$(VENV)/.complete: requirements.lock pyproject.toml
+	@echo "setup: Python environment in $(VENV), by requirements.lock"
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "setup: installing python3-venv"; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends python3-venv >/dev/null; }
+	@test -x $(BIN)/python3 || python3 -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## Build a lab site on this machine, roll MiniMax out to it, and ask it a question
+	@$(BIN)/python -m lab.demo
+
+test: check ## Everything: style, types, unit, template and lab tests (builds the lab on first use)
+	@$(BIN)/pytest tests
+
+check: setup ## Style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+quick: setup ## The inner loop: unit and template tests, no lab
+	@$(BIN)/pytest tests/unit tests/templates -q
+
+lab-up: setup ## Start the lab's hosts (LAB_HOSTS=20 for more)
+	@$(BIN)/lab up
+
+lab-down: setup ## Take the lab down; nothing of it is left but its caches
+	@$(BIN)/lab down
+
+bench: setup ## Measure roll-outs of 1, 4 and 20 hosts against the floor and Ansible (about an hour)
+	@$(BIN)/python -m bench
+
+golden: setup ## Write the golden files anew, to be reviewed as a diff
+	@GOLDEN=write $(BIN)/pytest -q tests/templates
+
+lock: ## Resolve requirements.lock anew
+	@test -x $(BIN)/uv || { python3 -m venv $(VENV) && $(BIN)/pip install --quiet uv; }
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --all-extras \
+	  -o requirements.lock pyproject.toml

@@ -1,0 +1,148 @@
+"""Waves, gate and going back: F2, F3, F4, and what a change of one group restarts."""
+
+from __future__ import annotations
+
+from lab import hosts as lab
+from lab.hardware import Mode, Rule
+from tests.lab.conftest import CPU, H20
+from tests.lab.site import Site, argv_of, main_pids, unit_text
+
+CHANGE = '"max_model_len": 131072'
+LENGTH = ["--max-model-len", "131072"]
+
+
+def started(host: str, unit: str) -> int:
+    """When a unit became active, in the machine's own monotonic microseconds."""
+    value = lab.ssh(host, f"systemctl show -p ActiveEnterTimestampMonotonic --value {unit}").stdout
+    return int(value)
+
+
+def test_a_changed_flag_restarts_that_groups_services_wave_by_wave(gpu_site: Site) -> None:
+    units = [service.unit for service in gpu_site.plans().plans["h20-01"].services]
+    before = {host: main_pids(host) for host in (*H20, CPU)}
+    gpu_site.set_in_services("h20", CHANGE)
+
+    run = gpu_site.roll_out_well()
+
+    after = {host: main_pids(host) for host in (*H20, CPU)}
+    assert after[CPU] == before[CPU]
+    for host in H20:
+        for unit in units:
+            assert after[host][unit] != before[host][unit]
+            assert LENGTH[1] in argv_of(host, after[host][unit])
+    waves = [hosts for name, hosts in run.changed_operations().items() if "Wave" in name]
+    assert waves == [["h20-01"], ["h20-02"], ["h20-03"]]
+    # The hosts share one kernel, so their monotonic clocks are one: no wave begins before the last ended.
+    times = [(min(started(h, u) for u in units), max(started(h, u) for u in units)) for h in H20]
+    assert times[0][1] < times[1][0]
+    assert times[1][1] < times[2][0]
+    assert gpu_site.roll_out_well().changed == 0
+
+
+def state_of(host: str) -> tuple[dict[str, int], dict[str, str], str]:
+    """A host's processes, units and releases: what must not change on a host that is not touched."""
+    pids = main_pids(host)
+    units = {unit: unit_text(host, unit) for unit in pids}
+    return pids, units, lab.ssh(host, "ls /opt/fleet/releases", check=True).stdout
+
+
+def test_f2_an_unhealthy_canary_is_put_back_and_nothing_else_is_touched(gpu_site: Site) -> None:
+    canary, *others = H20
+    before = {host: state_of(host) for host in others}
+    units_before = state_of(canary)[1]
+    text = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    lab.misbehave(canary, Rule(Mode.DIE_LOADING, port=18000, text=text, exit_code=1))
+    gpu_site.set_in_services("h20", CHANGE)
+
+    run = gpu_site.pyinfra("-y", "inventories/lab.py", "deploy.py", "--limit", "h20")
+
+    # The rule still holds for whatever is started on that port, so the old one is let live first.
+    assert run.exit_code == 1
+    assert text in run.output
+    assert "gate, process: expected minimax-m25-a.service running" in run.output
+    assert {host: state_of(host) for host in others} == before
+    assert units_before == state_of(canary)[1]
+
+
+def test_f2_the_old_release_serves_again(gpu_site: Site) -> None:
+    canary, *others = H20
+    before = {host: state_of(host)[:2] for host in others}
+    old_stamp = gpu_site.plans().plans[canary].services[0].stamp
+    lab.misbehave(canary, Rule(Mode.DIE_LOADING, version="0.33.1", text="engine core failed"))
+    gpu_site.edit("h20", r'"version": "0.33.0"', '"version": "0.33.1"')
+
+    run = gpu_site.pyinfra("-y", "inventories/lab.py", "deploy.py", "--limit", "h20")
+
+    assert run.exit_code == 1
+    assert "engine core failed" in run.output
+    assert "was put back and serves" in run.output
+    assert {host: state_of(host)[:2] for host in others} == before
+    served = gpu_site.pyinfra("-y", "inventories/lab.py", "tasks.health.check", "--limit", "h20")
+    assert served.exit_code == 0, served.output
+    version = lab.ssh(canary, "curl -s http://127.0.0.1:18000/version").stdout
+    assert "0.33.0" in version
+    assert old_stamp
+
+
+def test_f3_a_server_that_is_healthy_and_never_answers_fails_by_the_deadline(
+    gpu_site: Site,
+) -> None:
+    lab.misbehave(H20[0], Rule(Mode.HANG, version="0.33.1"))
+    gpu_site.edit("h20", r'"version": "0.33.0"', '"version": "0.33.1"')
+
+    run = gpu_site.pyinfra("-y", "inventories/lab.py", "deploy.py", "--limit", "h20-01")
+
+    assert run.exit_code == 1
+    assert (
+        "gate, answer: expected an answer that matches /Dodgers/ within 6 s, got none" in run.output
+    )
+    assert "was put back and serves" in run.output
+
+
+def test_f4_a_foreign_process_on_the_port_is_named_before_anything_is_changed(
+    gpu_site: Site,
+) -> None:
+    host = H20[0]
+    lab.ssh(host, "systemd-run --unit=squatter python3 -m http.server 9000", check=True)
+    pid = lab.ssh(host, "systemctl show -p MainPID --value squatter").stdout.strip()
+    before = main_pids(host)
+    gpu_site.edit("h20", r'"port": 8000', '"port": 9000')
+
+    run = gpu_site.pyinfra("-y", "inventories/lab.py", "deploy.py", "--limit", "h20")
+    lab.ssh(host, "systemctl stop squatter")
+
+    assert run.exit_code == 1
+    assert f"port 9000 for m25-a is held by PID {pid} (python3)" in run.output
+    del before["minimax-proxy.service"]
+    assert before.items() <= main_pids(host).items()
+
+
+def test_f4_a_server_with_another_model_fails_the_gate(gpu_site: Site) -> None:
+    lab.misbehave(H20[0], Rule(Mode.WRONG_MODEL, version="0.33.1"))
+    gpu_site.edit("h20", r'"version": "0.33.0"', '"version": "0.33.1"')
+
+    run = gpu_site.pyinfra("-y", "inventories/lab.py", "deploy.py", "--limit", "h20-01")
+
+    assert run.exit_code == 1
+    assert "gate, model: expected MiniMaxAI/MiniMax-M2.5, got " in run.output
+
+
+def test_garbled_answers_fail_the_gate(gpu_site: Site) -> None:
+    lab.misbehave(H20[0], Rule(Mode.GARBAGE, version="0.33.1"))
+    gpu_site.edit("h20", r'"version": "0.33.0"', '"version": "0.33.1"')
+
+    run = gpu_site.pyinfra("-y", "inventories/lab.py", "deploy.py", "--limit", "h20-01")
+
+    assert run.exit_code == 1
+    assert "gate, answer: expected an answer that matches /Dodgers/" in run.output
+
+
+def test_health_check_names_a_service_that_hangs_with_its_journal(gpu_site: Site) -> None:
+    gpu_site.roll_out_well("--limit", "h20")
+    lab.misbehave(H20[1], Rule(Mode.HANG))
+
+    run = gpu_site.pyinfra("-y", "inventories/lab.py", "tasks.health.check", "--limit", "h20")
+
+    assert run.exit_code == 1
+    assert "[h20-02] m25-a: http://10.86.1.2:8000/v1/chat/completions: expected" in run.output
+    assert "within 6 s, got none" in run.output
