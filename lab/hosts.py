@@ -40,6 +40,7 @@ from lab.paths import (
     CONTROL,
     HOSTS,
     REQUESTS,
+    SITE_KEY,
     SITE_LOG,
     SITE_ROOT,
     SSH_CONFIG,
@@ -173,9 +174,11 @@ def down(*, purge: bool = False, cache: bool = False, progress: Progress = silen
 
 
 def status() -> list[HostStatus]:
-    """The topology's hosts, the site host, and whatever other host has a disk or is running."""
-    supervisors = _supervisors()
-    return [_status(host, supervisors.get(host.name)) for host in _all_hosts()]
+    """The topology's hosts and the site host, and any former ones that are not off."""
+    running = supervisors()
+    current = (topology.site(), *_topology_hosts())
+    found = [_status(host, running.get(host.name)) for host in _all_hosts()]
+    return [entry for entry in found if entry.host in current or entry.state != "off"]
 
 
 def leftovers() -> list[str]:
@@ -185,9 +188,9 @@ def leftovers() -> list[str]:
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
         if line.split()[4].startswith(f"{STATE}/") and line.split()[4] != str(STATE)
     ]
-    supervisors = [f"process {pid} ({name})" for name, pid in _supervisors().items()]
+    processes = [f"process {pid} ({name})" for name, pid in supervisors().items()]
     groups = [f"cgroup {path}" for path in cgroups.leftovers()]
-    return [*supervisors, *groups, *mounts, *network.leftovers()]
+    return [*processes, *groups, *mounts, *network.leftovers()]
 
 
 # -- one host's power switch and disk ----------------------------------------------------------
@@ -197,7 +200,7 @@ def start(name: str, *, progress: Progress = silent) -> None:
     """Switch a host on and wait until ssh answers; nothing happens if it runs."""
     host = _host(name)
     with _exclusive(progress):
-        if name not in _supervisors():
+        if name not in supervisors():
             _start(host, progress)
 
 
@@ -410,7 +413,7 @@ def _machine(name: str) -> str:
 
 def _switch_off(name: str) -> None:
     """Power a host off, in good order if it still can, and remove what it had on this machine."""
-    supervisor = _supervisors().get(name)
+    supervisor = supervisors().get(name)
     if supervisor is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)
@@ -420,12 +423,12 @@ def _switch_off(name: str) -> None:
 
 
 def _cut_power(name: str) -> None:
-    supervisor = _supervisors().get(name)
+    supervisor = supervisors().get(name)
     if supervisor is not None:
         # First, so that it does not boot the host again; it may not be in the cgroup yet.
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGKILL)
-        _wait(lambda: name not in _supervisors(), POWER_OFF_TIMEOUT_S, f"{name}: does not die")
+        _wait(lambda: name not in supervisors(), POWER_OFF_TIMEOUT_S, f"{name}: does not die")
     _remove_traces(name)
 
 
@@ -441,11 +444,11 @@ def _remove_traces(name: str) -> None:
 
 def _clean_up(wanted: Collection[str], progress: Progress) -> None:
     """Remove hosts that are not to run, and what is left of hosts that no longer do."""
-    surplus = _supervisors().keys() - set(wanted)
+    surplus = supervisors().keys() - set(wanted)
     if surplus:
         progress(f"powering off {', '.join(sorted(surplus))}, which the topology no longer has")
         _each(surplus, _switch_off)
-    stray = _traces() - _supervisors().keys()
+    stray = _traces() - supervisors().keys()
     if stray:
         progress(f"removing what a lab that crashed left of {', '.join(sorted(stray))}")
         _each(stray, _remove_traces)
@@ -453,7 +456,7 @@ def _clean_up(wanted: Collection[str], progress: Progress) -> None:
 
 def _keep_running(host: Host, lower: Path, progress: Progress) -> bool:
     """Whether a host runs and can stay so; gives it the lab's current files if it does."""
-    if host.name not in _supervisors():
+    if host.name not in supervisors():
         return False
     # It may be just between two boots.
     with contextlib.suppress(LabError):
@@ -497,7 +500,7 @@ def _wait_until_ready(host: Host, booting: int) -> None:
         if _listens(host.name):
             return True
         # Looking through all processes is not for every poll of many hosts.
-        if time.monotonic() > next_look and host.name not in _supervisors():
+        if time.monotonic() > next_look and host.name not in supervisors():
             said = own.console.read_text(encoding="utf-8", errors="replace").splitlines()
             last_words = said[-1] if said else "nothing"
             raise LabError(f"{host.name}: ended while booting, saying {last_words!r}")
@@ -529,7 +532,10 @@ def _remove_old_bases(lower: Path) -> None:
 
 
 def _write_client_configuration() -> None:
+    """What the control machine needs: ssh's own files, and the public key of the site's packages."""
     keys.write_client_configuration(_all_hosts())
+    if SITE_KEY.exists():
+        shutil.copyfile(SITE_KEY, CONTROL / SITE_KEY.name)
 
 
 # -- what there is -------------------------------------------------------------------------------
@@ -558,10 +564,10 @@ def _host(name: str) -> Host:
 
 def _traces() -> set[str]:
     """Names of all hosts that have anything on this machine beside their disks."""
-    return {*_supervisors(), *cgroups.hosts(), *network.hosts()}
+    return {*supervisors(), *cgroups.hosts(), *network.hosts()}
 
 
-def _supervisors() -> dict[str, int]:
+def supervisors() -> dict[str, int]:
     """Process ids of the supervisors that run, by host."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):

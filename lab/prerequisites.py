@@ -78,6 +78,8 @@ def file_system_type(path: Path) -> str:
 
 def check_file_system(path: Path, variable: str) -> None:
     """Raise LabError if hosts' disks cannot be kept under `path`, which `variable` moves."""
+    if set(str(path)) & set(",:\\"):
+        raise LabError(f"{path}: has a comma, colon or backslash, which overlays do not take")
     kind = file_system_type(path)
     if re.fullmatch(r"overlay|nfs\d?|9p|fuse.*|vfat|exfat", kind):
         raise LabError(

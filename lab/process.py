@@ -26,7 +26,7 @@ def attempt(
     """
     words = [str(part) for part in argv]
     try:
-        return subprocess.run(  # noqa: S603 - no shell; callers choose the programs
+        return subprocess.run(
             words, check=False, input=stdin, text=True, capture_output=True, timeout=timeout_s
         )
     except FileNotFoundError as error:
@@ -52,7 +52,7 @@ def follow(argv: Argv, line_written: Progress) -> None:
     Raises LabError, with the command and its last error, if it fails.
     """
     said: list[str] = []
-    with subprocess.Popen(  # noqa: S603 - no shell; callers choose the programs
+    with subprocess.Popen(
         [str(part) for part in argv],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -72,8 +72,8 @@ def detach(argv: Argv, output: Path) -> None:
     output: file that its standard output and error are appended to
     """
     with output.open("ab") as log:
-        subprocess.run(  # noqa: S603 - no shell; callers choose the programs
-            ["setsid", "--fork", *(str(part) for part in argv)],  # noqa: S607 - as in $PATH
+        subprocess.run(
+            ["setsid", "--fork", *(str(part) for part in argv)],
             check=True,
             stdin=subprocess.DEVNULL,
             stdout=log,
