@@ -191,7 +191,7 @@ def _print_requests(asked: list[dict[str, Any]]) -> None:
     table = Table("client", "method", "path", "status", "bytes", box=None)
     for request in asked:
         client = str(request.get("client"))
-        columns = (request.get(key, "") for key in ("method", "path", "status", "bytes"))
+        columns = (request.get(key, "") for key in ("method", "path", "status", "bytes_sent"))
         table.add_row(names.get(client, client), *(str(column) for column in columns))
     console.print(table)
 

@@ -11,30 +11,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import keys
-from lab.paths import HOSTS, SITE_KEY
+from lab.paths import HOSTS, REQUESTS
 from lab.topology import CONTROL_ADDRESS, Host, hosts, site
 
 SITE_SERVER = Path(__file__).resolve().parent / "site" / "server.py"
 
 SITE_UNIT = "etc/systemd/system/lab-site.service"
+SITE_PORT = 80
 
-_SITE_UNIT_TEXT = """\
+# Where the site host sees what it serves and what it was asked; directories of this machine.
+SITE_ROOT_INSIDE = "/srv/site"
+SITE_LOG_INSIDE = "/var/log/site"
+
+_SITE_SERVER_INSIDE = "usr/local/lib/lab-site/server.py"
+
+_SITE_UNIT_TEXT = f"""\
 [Unit]
-Description=The lab's package repositories, package index and model hub
-ConditionPathExists=/usr/local/lib/lab-site/server.py
+Description=The lab's apt repositories, package index and model hub
 
 [Service]
-ExecStart=/usr/bin/python3 /usr/local/lib/lab-site/server.py
+ExecStart=/usr/bin/python3 /{_SITE_SERVER_INSIDE} \\
+    --root {SITE_ROOT_INSIDE} \\
+    --port {SITE_PORT} \\
+    --log {SITE_LOG_INSIDE}/{REQUESTS.name}
 Restart=always
 RestartSec=1
-
 """
 
-_APT_SOURCE = f"""\
-Types: deb
-URIs: http://{site().address}/apt/debian/
-Suites: /
-Signed-By: /usr/share/keyrings/lab.asc
+# As a dependency in a file, because links are not among the files that a host is given.
+_SITE_TARGET = """\
+[Unit]
+Wants=lab-site.service
 """
 
 
@@ -175,14 +182,8 @@ def lab_files(host: Host) -> dict[str, File]:
         f"etc/ssh/{keys.HOST_KEY}.pub": File(public),
         "root/.ssh/authorized_keys": File(keys.control_public_key(), 0o600),
     }
-    if host == site():
-        return files | _site_files()
-    if SITE_KEY.exists():
-        files |= {
-            "usr/share/keyrings/lab.asc": File(SITE_KEY.read_text(encoding="utf-8")),
-            "etc/apt/sources.list.d/lab.sources": File(_APT_SOURCE),
-        }
-    return files
+    # No source of packages: where hosts install from is what group_data/lab.py says.
+    return files | _site_files() if host == site() else files
 
 
 def digest(files: dict[str, File]) -> str:
@@ -200,10 +201,8 @@ def _hosts_file(host: Host) -> str:
 
 
 def _site_files() -> dict[str, File]:
-    if not SITE_SERVER.exists():
-        return {}
     return {
-        "usr/local/lib/lab-site/server.py": File(SITE_SERVER.read_text(encoding="utf-8")),
+        _SITE_SERVER_INSIDE: File(SITE_SERVER.read_text(encoding="utf-8")),
         SITE_UNIT: File(_SITE_UNIT_TEXT),
-        "etc/systemd/system/multi-user.target.d/lab.conf": File("[Unit]\nWants=lab-site.service\n"),
+        "etc/systemd/system/multi-user.target.d/lab.conf": File(_SITE_TARGET),
     }

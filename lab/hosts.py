@@ -309,12 +309,13 @@ def behave(name: str) -> None:
 def requests() -> list[dict[str, Any]]:
     """What the site host was asked since its log was last cleared, oldest first.
 
-    Each has time, client, method, path, status, bytes sent and range, as lab/site/server.py
+    Each has time, client, method, path, status, bytes_sent, range and more, as lab/site/server.py
     writes them.
     """
     if not REQUESTS.exists():
         return []
-    lines = REQUESTS.read_text(encoding="utf-8").splitlines()
+    # What follows the last line's end is being written.
+    lines = REQUESTS.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
 
 
@@ -377,7 +378,10 @@ def _nspawn_argv(host: Host) -> list[str]:
     if host == topology.site():
         SITE_LOG.mkdir(parents=True, exist_ok=True)
         SITE_ROOT.mkdir(parents=True, exist_ok=True)
-        binds += [f"--bind-ro={SITE_ROOT}:/srv/site", f"--bind={SITE_LOG}:/var/log/site"]
+        binds += [
+            f"--bind-ro={SITE_ROOT}:{disk.SITE_ROOT_INSIDE}",
+            f"--bind={SITE_LOG}:{disk.SITE_LOG_INSIDE}",
+        ]
     return [
         "systemd-nspawn",
         "--boot",
@@ -508,18 +512,24 @@ def _wait_until_ready(host: Host, booting: int) -> None:
         return False
 
     _wait(answers, timeout_s, f"{host.name}: no ssh after {timeout_s:g} s; see {own.console}")
+    if host == topology.site():
+        serves = f"{host.name}: serves nothing; see `lab ssh {host.name} journalctl -u lab-site`"
+        _wait(lambda: _listens(host.name, disk.SITE_PORT), timeout_s, serves)
     # A unit that takes minutes, such as a model server, is not waited for.
     settled = "timeout 15 systemctl is-system-running --wait || true"
     ssh(host.name, settled if booting else "true", check=True, timeout_s=timeout_s)
 
 
-def _listens(name: str) -> bool:
-    """Whether a host's sshd takes connections; seen from outside, so that it does not log it."""
+def _listens(name: str, port: int = SSH_PORT) -> bool:
+    """Whether a host's sshd, or another server, takes connections.
+
+    Seen from outside: a connection that only looks leaves an error in sshd's journal.
+    """
     leader = _leader(name)
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{leader}/net/tcp").read_text(encoding="utf-8").splitlines()[1:]:
             _, local, _, state, *_ = line.split()
-            if local.endswith(f":{SSH_PORT:04X}") and state == TCP_LISTEN:
+            if local.endswith(f":{port:04X}") and state == TCP_LISTEN:
                 return True
     return False
 
