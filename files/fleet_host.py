@@ -460,6 +460,8 @@ APT = (
     "-o=Dpkg::Options::=--force-confdef",
     "-o=Dpkg::Options::=--force-confold",
     "-o=Acquire::Retries=3",
+    # Without it `update` exits 0 when a repository could not be fetched.
+    "-o=APT::Update::Error-Mode=any",
 )
 
 

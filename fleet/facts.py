@@ -43,7 +43,7 @@ class HostState(FactBase[dict[str, Any]]):
         return dict(_answer(output))
 
 
-class GateResults(FactBase[list[dict[str, Any]]]):
+class GateResults(FactBase[Any]):
     """What the gate says of services, as `fleet_host.py gate` answers it."""
 
     @override
@@ -51,8 +51,8 @@ class GateResults(FactBase[list[dict[str, Any]]]):
         return f'python3 -c "{BOOTSTRAP}" gate'
 
     @override
-    def process(self, output: list[str]) -> list[dict[str, Any]]:
-        return list(_answer(output))
+    def process(self, output: list[str]) -> Any:
+        return _answer(output)
 
 
 def _answer(output: list[str]) -> Any:

@@ -6,7 +6,7 @@ services = [
         "name": "tiny",
         "model": "MiniMaxAI/MiniMax-M2.5",
         "repository": "lab/MiniMax-M2-tiny",
-        "revision": "0000000000000000000000000000000000000000",
+        "revision": "1ab0000000000000000000000000000000000001",
         "recipe": "cpu",
         "port": 8000,
         "max_model_len": 1024,

@@ -9,7 +9,7 @@ services = [
     {
         "name": "m25-a",
         "model": "MiniMaxAI/MiniMax-M2.5",
-        "revision": "0000000000000000000000000000000000000000",
+        "revision": "f710177d938eff80b684d42c5aa84b382612f21f",
         "recipe": "tp4",
         "gpus": [0, 1, 2, 3],
         "port": 8000,
@@ -17,7 +17,7 @@ services = [
     {
         "name": "m25-b",
         "model": "MiniMaxAI/MiniMax-M2.5",
-        "revision": "0000000000000000000000000000000000000000",
+        "revision": "f710177d938eff80b684d42c5aa84b382612f21f",
         "recipe": "tp4",
         "gpus": [4, 5, 6, 7],
         "port": 8001,
