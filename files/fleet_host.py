@@ -48,6 +48,7 @@ WEIGHTS_STAMP = ".fleet-weights.json"
 MANIFEST = "fleet-release.json"
 NVIDIA = "0x10de"
 JOURNAL_LINES = 25
+HEARTBEAT_S = 10
 
 
 class HostError(Exception):
@@ -75,6 +76,17 @@ def run(*argv, check=True, timeout=None, env=None, stdin=None):
         tail = "\n".join(words[-20:])
         raise HostError(f"{' '.join(argv[:4])} … exited {done.returncode}:\n{tail}")
     return done
+
+
+def run_long(label, *argv, env=None):
+    """Like `run`, for what may take minutes: says every so often that it goes on."""
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        done = pool.submit(run, *argv, env=env)
+        while True:
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return done.result(HEARTBEAT_S)
+            say(f"{label}: {time.monotonic() - began:.0f} s")
 
 
 def sha256_of(path):
@@ -134,7 +146,6 @@ def probe(request):
         "releases": {path: release_complete(path) for path in request["releases"]},
         "weights": {path: weights_complete(path) for path in request["weights"]},
         "uv": os.access(request["uv"], os.X_OK),
-        "jobs": active_jobs(),
     }
     state["needs"] = needs_state(request, state, packages)
     return state
@@ -480,8 +491,9 @@ def packages(request):
     ]
     if wanted:
         say(f"packages: {', '.join(wanted)}")
-        run(*APT, "update", env=quiet)
-        run(
+        run_long("packages: reading the repositories", *APT, "update", env=quiet)
+        run_long(
+            "packages: installing",
             *APT,
             "install",
             "--allow-downgrades",
@@ -549,10 +561,11 @@ def release(request):
     run(uv, "venv", "--relocatable", "--python", request["python"], str(partial), env=env)
     backend = ["--torch-backend", request["torch_backend"]] if request["torch_backend"] else []
     python = str(partial / "bin" / "python3")
-    run(uv, "pip", "install", "--python", python, *backend, *request["requirements"], env=env)
-    say(f"{path.name}: checking")
+    install = (uv, "pip", "install", "--python", python, *backend, *request["requirements"])
+    run_long(f"{path.name}: installing", *install, env=env)
     program, *arguments = request["check"]
-    checked = run(str(partial / "bin" / program), *arguments, env={"HF_HUB_OFFLINE": "1"})
+    check = (str(partial / "bin" / program), *arguments)
+    checked = run_long(f"{path.name}: checking", *check, env={"HF_HUB_OFFLINE": "1"})
     frozen = run(uv, "pip", "freeze", "--python", python, env=env).stdout.split("\n")
     manifest = {
         "requirements": request["requirements"],
@@ -811,9 +824,12 @@ def judge(service, answer):
     return {"name": service["name"], "error": None, **timings}
 
 
-def pass_gate(service, ready_timeout_s, answer=True):
-    """Process, port, /health, model id, an answer. Timings in seconds; raises GateError."""
-    began = time.monotonic()
+def pass_gate(service, ready_timeout_s, answer=True, tell=lambda text: None):
+    """Process, port, /health, model id, an answer. Timings in seconds; raises GateError.
+
+    `tell` is given a line every so often while the service is not ready yet.
+    """
+    began = told = time.monotonic()
     deadline = began + ready_timeout_s
     first = units_state([service["unit"]])[service["unit"]]
     while True:
@@ -825,6 +841,10 @@ def pass_gate(service, ready_timeout_s, answer=True):
             holder = ports_state([service["engine_port"]])[str(service["engine_port"])]
             step = "health" if holder else "port"
             raise GateError(step, f"/health 200 within {ready_timeout_s} s", status or "no answer")
+        if time.monotonic() - told > HEARTBEAT_S:
+            told = time.monotonic()
+            last = (journal(service["unit"], lines=1) or ["nothing in its journal"])[-1]
+            tell(f"{service['name']}: {told - began:.0f} s, not ready yet: {last}")
         time.sleep(POLL_S)
     check_port(service)
     ready = time.monotonic()
@@ -1032,7 +1052,9 @@ def bring_up(changing, retired, proxy):
         say(f"started {', '.join(service['name'] for service in to_start)}")
     with concurrent.futures.ThreadPoolExecutor(max(1, len(changing))) as pool:
         judged = {
-            service["name"]: pool.submit(pass_gate, service, service["gate"]["ready_timeout_s"])
+            service["name"]: pool.submit(
+                pass_gate, service, service["gate"]["ready_timeout_s"], tell=say
+            )
             for service in changing
         }
         failed = None
@@ -1056,7 +1078,7 @@ def note_serving(service, timings):
     old = record(service["name"]) or {}
     previous = old.get("stamp") if old.get("stamp") != service["stamp"] else old.get("previous")
     new = {"stamp": service["stamp"], "unit": service["unit"], "previous": previous}
-    new.update(timings, passed_at=time.time(), restarted=True)
+    new.update(timings, passed_at=time.time())
     write_atomically(RECORDS / "services" / f"{service['name']}.json", json.dumps(new))
     for stage in (SERVICES / service["name"]).iterdir():
         if stage.name not in (service["stamp"], previous):

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fleet import command, inventory
-from fleet.errors import SiteError
+from fleet.errors import BAD_INPUT, SiteError
 from fleet.inventory import Site
 from fleet.plan import HostPlan, ServicePlan
-from fleet.run import BAD_INPUT
 
 app = typer.Typer(
     no_args_is_help=True,

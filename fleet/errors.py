@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+BAD_INPUT = 2
+"""Exit code: the input is wrong, and no host was contacted."""
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -1,7 +1,6 @@
 """The start of a pyinfra run: plan the site, refuse what cannot be planned, before any host is asked.
 
-Called by config.py, which pyinfra reads first. Exit code 2 means that the input is wrong and that no
-host was contacted.
+Called by config.py, which pyinfra reads first.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ import click
 from pyinfra_cli.util import parse_cli_arg
 
 from fleet import facts, inventory
-from fleet.errors import SiteError
+from fleet.errors import BAD_INPUT, SiteError
 
-BAD_INPUT = 2
 INTERRUPTED = 130
 
 REFUSED_OPTIONS = {
