@@ -16,6 +16,9 @@ from lab import LabError
 
 ROOT_NAME = "minimax-fleet-lab"
 
+# What hosts' services may be limited by; a systemd of this machine hands the same ones down.
+CONTROLLERS = frozenset({"cpu", "io", "memory", "pids"})
+
 KILL_TIMEOUT_S = 15.0
 
 
@@ -53,9 +56,9 @@ def _create(mount_point: Path, host: str) -> Path:
 
 
 def _hand_down_controllers(parent: Path) -> None:
-    """Let the groups below `parent` use all its controllers; cgroup v2 only."""
-    available = parent / "cgroup.controllers"
-    for controller in _read(available).split():
+    """Let the groups below `parent` limit CPU, memory and so on; cgroup v2 only."""
+    available = _read(parent / "cgroup.controllers").split()
+    for controller in sorted(CONTROLLERS.intersection(available)):
         # The kernel refuses some, such as cpu while a real-time process is in the root.
         with contextlib.suppress(OSError):
             (parent / "cgroup.subtree_control").write_text(f"+{controller}", encoding="utf-8")

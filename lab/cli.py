@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lab import LabError, hosts, topology
+from lab import LabError, hosts
 from lab.hardware import Hardware, Mode, Rule, Smi
 from lab.hosts import HostStatus
 
@@ -71,12 +71,12 @@ def status(as_json: AsJson = False) -> None:
         _print_status(found)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def ssh(
     host: HostName,
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[COMMAND...]", help="Run this, rather than a shell."),
+        typer.Argument(metavar="COMMAND", help="Run this, rather than a shell."),
     ] = None,
 ) -> None:
     """Log in to a host as root, or run a command there."""
@@ -187,7 +187,7 @@ def requests(
 
 
 def _print_requests(asked: list[dict[str, Any]]) -> None:
-    names = {host.address: host.name for host in (topology.site(), *topology.hosts())}
+    names = {entry.host.address: entry.host.name for entry in hosts.status()}
     table = Table("client", "method", "path", "status", "bytes", box=None)
     for request in asked:
         client = str(request.get("client"))

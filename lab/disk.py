@@ -24,6 +24,8 @@ SITE_ROOT_INSIDE = "/srv/site"
 SITE_LOG_INSIDE = "/var/log/site"
 
 _SITE_SERVER_INSIDE = "usr/local/lib/lab-site/server.py"
+# The site's server has to be started again when one of these changes.
+SITE_FILES = frozenset({SITE_UNIT, _SITE_SERVER_INSIDE})
 
 _SITE_UNIT_TEXT = f"""\
 [Unit]

@@ -476,17 +476,28 @@ def _keep_running(host: Host, lower: Path, progress: Progress) -> bool:
     own = Disk(host.name)
     files = disk.lab_files(host)
     if own.files_digest() != disk.digest(files):
-        inside = ["nsenter", f"--target={leader}", "--all", "--"]
-        for path, file in files.items():
-            install = ["install", "-D", f"--mode={file.mode:o}", "/dev/stdin", f"/{path}"]
-            run([*inside, *install], stdin=file.text)
-        if disk.SITE_UNIT in files:
-            run([*inside, "systemctl", "daemon-reload"])
-            run([*inside, "systemctl", "restart", Path(disk.SITE_UNIT).name])
+        _renew_files(leader, files)
         own.remember(host, BASE / (own.base() or lower.name), files)
     if own.base() != lower.name:
         progress(f"{host.name}: runs on an older base system; `lab reset {host.name}` renews it")
     return True
+
+
+def _renew_files(leader: int, files: dict[str, disk.File]) -> None:
+    """Give a running host those of the lab's files that it has not, not by ssh but from outside.
+
+    It may well be the key by which ssh would let us in that has changed.
+    """
+    inside = ["nsenter", f"--target={leader}", "--all", "--"]
+    changed = set()
+    for path, file in files.items():
+        if attempt([*inside, "cmp", "--quiet", "-", f"/{path}"], stdin=file.text).returncode:
+            install = ["install", "-D", f"--mode={file.mode:o}", "/dev/stdin", f"/{path}"]
+            run([*inside, *install], stdin=file.text)
+            changed.add(path)
+    if changed & disk.SITE_FILES:
+        run([*inside, "systemctl", "daemon-reload"])
+        run([*inside, "systemctl", "restart", Path(disk.SITE_UNIT).name])
 
 
 def _wait_until_ready(host: Host, booting: int) -> None:
