@@ -561,8 +561,9 @@ def release(request):
     run(uv, "venv", "--relocatable", "--python", request["python"], str(partial), env=env)
     backend = ["--torch-backend", request["torch_backend"]] if request["torch_backend"] else []
     python = str(partial / "bin" / "python3")
-    install = (uv, "pip", "install", "--python", python, *backend, *request["requirements"])
-    run_long(f"{path.name}: installing", *install, env=env)
+    # --refresh: a version that came to the index a moment ago counts, whatever uv has cached of it.
+    install = (uv, "pip", "install", "--refresh", "--python", python, *backend)
+    run_long(f"{path.name}: installing", *install, *request["requirements"], env=env)
     program, *arguments = request["check"]
     check = (str(partial / "bin" / program), *arguments)
     checked = run_long(f"{path.name}: checking", *check, env={"HF_HUB_OFFLINE": "1"})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     help="Plans and watches a fleet that serves MiniMax models with vLLM.",
 )
 console = Console(soft_wrap=True, highlight=False)
+TABLE_WIDTH = 160
+"""Columns of a table where the output is no terminal, or a narrow one: cut names help nobody."""
 
 Inventory = Annotated[Path, typer.Argument(help="inventory file, for example inventories/h20.py")]
 Limit = Annotated[list[str] | None, typer.Option("--limit", help="host name, pattern or group")]
@@ -59,7 +62,7 @@ def status(inventory_file: Inventory, limit: Limit = None, as_json: Json = False
         json.dump(found, sys.stdout, indent=2)
         print()  # noqa: T201
     else:
-        console.print(_status_table(found))
+        console.print(_status_table(found), width=max(TABLE_WIDTH, console.width))
     if not all(row["ok"] for row in found):
         raise typer.Exit(1)
 
@@ -126,7 +129,9 @@ COLUMNS = ("host", "GPUs", "vLLM", "model at revision", "unit", "gate", "start",
 
 
 def _status_table(found: list[dict[str, Any]]) -> Table:
-    table = Table(*COLUMNS, title="What the fleet serves", title_justify="left")
+    table = Table(*COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for row in found:
         style = None if row["ok"] else "red"
         table.add_row(*(row[column] for column in COLUMNS), style=style)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import gevent
 from gevent import monkey
 
 from fleet import facts
@@ -17,27 +19,29 @@ def states(site: Site, inventory_file: Path) -> dict[str, dict[str, Any] | None]
     monkey.patch_all()
     from pyinfra.api import Config, State
     from pyinfra.api.connect import connect_all, disconnect_all
+    from pyinfra.api.exceptions import PyinfraError
     from pyinfra.api.state import StateStage
     from pyinfra.context import ctx_host, ctx_state
     from pyinfra_cli.inventory import make_inventory
 
-    everyone = make_inventory(str(inventory_file), cwd=str(Path.cwd()))
-    chosen = [host for host in everyone if host.name in site.plans]
     state = State()
-    state.init(everyone, Config(FAIL_PERCENT=100), initial_limit=chosen)
+    state.cwd = str(Path.cwd())
     facts.use(site)
     found: dict[str, dict[str, Any] | None] = dict.fromkeys(site.plans)
     with ctx_state.use(state):
+        everyone = make_inventory(str(inventory_file), cwd=state.cwd)
+        chosen = [host for host in everyone if host.name in site.plans]
+        state.init(everyone, Config(FAIL_PERCENT=100), initial_limit=chosen)
         state.set_stage(StateStage.Connect)
-        connect_all(state)
+        # Raises once nobody can be reached; that is then what the answer says.
+        with suppress(PyinfraError):
+            connect_all(state)
         state.set_stage(StateStage.Prepare)
 
         def look(host: Any) -> None:
-            with ctx_host.use(host):
+            with ctx_host.use(host), suppress(PyinfraError):
                 found[host.name] = facts.seen().state
 
-        jobs = [state.pool.spawn(look, host) for host in state.activated_hosts]
-        for job in jobs:
-            job.join()
+        gevent.joinall([state.pool.spawn(look, host) for host in state.activated_hosts])
         disconnect_all(state)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,29 @@ def _row(
     unit = seen["units"][service.unit]
     record = seen["records"].get(service.name) or {}
     passed = record.get("stamp") == service.stamp == unit["stamp"]
-    gpus = ",".join(map(str, service.gpus))
+    kind = f"{plan.spec.gpu_count}×{plan.spec.gpu}" if plan.spec.gpu else "CPU"
     return {
         "host": plan.name,
-        "GPUs": f"{gpus} of {plan.spec.gpu_count} × {plan.gpu.name}" if plan.gpu else "CPU",
+        "GPUs": f"{ranges(service.gpus)} of {kind}" if service.gpus else kind,
         "vLLM": service.vllm_version,
-        "model at revision": f"{service.model} at {service.weights.revision[:12]}",
-        "unit": f"{service.unit} {unit['active']}",
+        "model at revision": f"{service.weights.repository} @ {service.weights.revision[:12]}",
+        "unit": f"{service.unit}: {unit['active']}",
         "gate": "passed" if passed else "differs from the plan" if stale else "not passed",
         "start": f"{record['ready_s']:.1f} s" if passed else "",
         "first answer": f"{record['first_answer_s']:.2f} s" if passed else "",
         "ok": not stale,
     }
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """`0-3,6` for 0, 1, 2, 3, 6."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def rows(site: Any, inventory_file: Path) -> list[dict[str, Any]]:
