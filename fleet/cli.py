@@ -62,7 +62,7 @@ def status(inventory_file: Inventory, limit: Limit = None, as_json: Json = False
         json.dump(found, sys.stdout, indent=2)
         print()  # noqa: T201
     else:
-        console.print(_status_table(found), width=max(TABLE_WIDTH, console.width))
+        Console(width=max(TABLE_WIDTH, console.width)).print(_status_table(found))
     if not all(row["ok"] for row in found):
         raise typer.Exit(1)
 
