@@ -47,7 +47,9 @@ PCI = pathlib.Path("/sys/bus/pci/devices")
 WEIGHTS_STAMP = ".fleet-weights.json"
 MANIFEST = "fleet-release.json"
 NVIDIA = "0x10de"
-JOURNAL_LINES = 25
+JOURNAL_LINES = 20
+ERRORS = 8
+LINE_LENGTH = 400
 HEARTBEAT_S = 10
 
 
@@ -850,7 +852,7 @@ def pass_gate(service, ready_timeout_s, answer=True, tell=lambda text: None):
         if time.monotonic() - told > HEARTBEAT_S:
             told = time.monotonic()
             last = (journal(service["unit"], lines=1) or ["nothing in its journal"])[-1]
-            tell(f"{service['name']}: {told - began:.0f} s, not ready yet: {last}")
+            tell(f"{service['name']}: {told - began:.0f} s, not ready yet: {last[:120]}")
         time.sleep(POLL_S)
     check_port(service)
     ready = time.monotonic()
@@ -973,10 +975,21 @@ def api_key(service):
     return re.sub(r"\\(.)", r"\1", value)
 
 
+ERROR = re.compile(r"\b\w*(?:Error|Exception): |error: |Xid|oom-kill")
+
+
 def journal(unit, lines=JOURNAL_LINES):
-    """The unit's last lines."""
-    done = run("journalctl", "-u", unit, "-n", str(lines), "-o", "cat", "--no-pager", check=False)
-    return done.stdout.splitlines()
+    """The last lines of the unit's present or last start, led by the errors that came before them.
+
+    A traceback of vLLM's parent process only says that a child failed; the cause is further up.
+    """
+    invocation = run("systemctl", "show", "-p", "InvocationID", "--value", unit).stdout.strip()
+    match = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
+    which = match if invocation else ["-u", unit]
+    said = run("journalctl", *which, "-o", "cat", "--no-pager", check=False).stdout.splitlines()
+    last = said[-lines:]
+    errors = [line for line in said[:-lines] if ERROR.search(line)]
+    return [line[:LINE_LENGTH] for line in (*dict.fromkeys(errors[:ERRORS]), *last)]
 
 
 # --------------------------------------------------------------------------------------- cutover

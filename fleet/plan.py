@@ -250,10 +250,15 @@ class HostPlan:
     def releases(self) -> tuple[Release, ...]:
         return (self.hub_tool, self.release)
 
+    @property
+    def base_packages(self) -> dict[str, str | None]:
+        """What every step rests on, and what the site adds; any version does."""
+        return dict.fromkeys([*catalog().tools.packages, *self.spec.packages])
+
     def packages(self, system: str) -> dict[str, str | None]:
         """Distribution packages to their exact version (None: any), for `debian-12` and the like."""
         return {
-            **dict.fromkeys(catalog().tools.packages),
+            **self.base_packages,
             **driver_packages(
                 self.spec.driver, system, nvswitch=bool(self.gpu and self.gpu.nvswitch)
             ),
@@ -555,13 +560,19 @@ def _service_plan(  # noqa: PLR0913
             "request": {
                 "model": service.model,
                 **QUESTION,
-                "max_tokens": service.gate.max_tokens,
+                "max_tokens": _answer_tokens(service),
             },
         },
         stamp=stamp,
         unit_text=render("service.service.j2", service=values, stamp=stamp),
         api_key=api_key,
     )
+
+
+def _answer_tokens(service: Service) -> int:
+    """How long the gate's answer may be: vLLM refuses a request that leaves no room for its prompt."""
+    wanted, context = service.gate.max_tokens, service.max_model_len
+    return wanted if context is None else min(wanted, context // 2)
 
 
 def vllm_release(vllm: Vllm, folder: str) -> Release:

@@ -202,6 +202,8 @@ class HostSpec(Model):
     """GPU kind of the catalogue (`h20-141`); None for a host that serves on its CPU."""
     gpu_count: Annotated[int, Field(ge=0)] = 0
     driver: Driver | None = None
+    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]] = []
+    """Further distribution packages, at whatever version the repositories have."""
     vllm: Vllm
     services: list[Service]
     mirrors: Mirrors = Mirrors()

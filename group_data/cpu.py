@@ -1,4 +1,7 @@
 # One host without GPUs: the real vLLM, its CPU build, serving a tiny MiniMax-M2.
+# vLLM's CPU kernels ask libnuma where memory is.
+packages = ["libnuma1"]
+
 vllm = {"version": "0.32.0"}
 
 services = [

@@ -3,7 +3,6 @@
 from pyinfra.api import deploy
 
 from fleet import facts, ops
-from fleet.catalog import catalog
 from fleet.compare import files_to_write, packages_differ, system_differs
 
 APPLY = (
@@ -25,11 +24,10 @@ def install() -> None:
         then=APPLY,
         always=system_differs(plan, state),
     )
-    packages = dict.fromkeys(catalog().tools.packages)
     fresh_nginx = state["packages"].get("nginx-light") is None
     ops.job(
-        name="Git, Git LFS, pip and nginx are installed",
+        name="Distribution packages are installed",
         verb="packages",
-        request={"packages": packages, "mask": [NGINX] if fresh_nginx else []},
-        needed=packages_differ(packages, state),
+        request={"packages": plan.base_packages, "mask": [NGINX] if fresh_nginx else []},
+        needed=packages_differ(plan.base_packages, state),
     )

@@ -11,7 +11,7 @@ from tests.lab.site import Site, main_pids, wait_for
 KILL_AT = (
     "Starting operation: preflight",
     "Starting operation: system | Program",
-    "Starting operation: system | Git",
+    "Starting operation: system | Distribution packages",
     "Starting operation: driver | Driver packages",
     "Starting operation: runtime | Release of huggingface_hub",
     "building",
