@@ -129,6 +129,8 @@ def probe(request):
     system = os_release()
     # Packages are named differently from one distribution to another: the request has them for each.
     packages = request["packages"].get(f"{system['id']}-{system['version_id']}", {})
+    records = {path.stem: read_json(path) for path in RECORDS.glob("services/*.json")}
+    units = {*request["units"], *(f"minimax-{name}.service" for name in records)}
     state = {
         "time": time.time(),
         "os": system,
@@ -140,8 +142,8 @@ def probe(request):
         "packages": packages_state(list(packages)),
         "pci": pci_state(),
         "gpus": gpus_state() if request["gpus"] else None,
-        "units": units_state(request["units"]),
-        "records": {path.stem: read_json(path) for path in RECORDS.glob("services/*.json")},
+        "units": units_state(sorted(units)),
+        "records": records,
         "proxy": read_json(RECORDS / "proxy.json"),
         "ports": ports_state(request["ports"]),
         "disks": {path: disk_state(path) for path in request["disks"]},
@@ -479,7 +481,10 @@ APT = (
 
 
 def packages(request):
-    """Distribution packages installed, at exact versions where one is given, and those held."""
+    """Distribution packages installed, at exact versions where one is given, and those held.
+
+    Says whether any was installed.
+    """
     quiet = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l"}
     # A run that was killed may have left dpkg half-way; finishing that is a no-op otherwise.
     run("dpkg", "--configure", "-a", env=quiet)
@@ -506,6 +511,7 @@ def packages(request):
     pinned = [name for name, version in request["packages"].items() if version]
     if pinned:
         run("apt-mark", "hold", *pinned)
+    return bool(wanted)
 
 
 def driver(request):
@@ -514,13 +520,14 @@ def driver(request):
     held = [name for name in run("apt-mark", "showhold").stdout.split() if "nvidia" in name]
     if held:
         run("apt-mark", "unhold", *held)
-    packages(request)
+    changed = packages(request)
     if shutil.which("modprobe"):
         # Best effort: whether the driver works is what nvidia-smi is asked below.
         run("modprobe", "nvidia-uvm", check=False)
     for unit in request["start"]:
         run("systemctl", "enable", "--quiet", unit)
-        run("systemctl", "restart", unit, check=False)
+        # Restarting the fabric manager under running services would end them.
+        run("systemctl", "restart" if changed else "start", unit, check=False)
         if units_state([unit])[unit]["active"] != "active":
             raise HostError(f"{unit} does not run:\n" + "\n".join(journal(unit)))
     seen = gpus_state()

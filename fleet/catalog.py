@@ -33,6 +33,8 @@ class GateDefaults(Model):
 class ModelCard(Model):
     """What the planner must know of a model. `weights_bytes` on disk; `vllm` is a version range."""
 
+    family: str
+    """File of the catalogue; a recipe serves the models of its own family."""
     architecture: str
     weights_bytes: int
     vllm: str
@@ -61,6 +63,7 @@ class Parallel(Model):
 class Recipe(Model):
     """A named way to serve, with the guide that it comes from."""
 
+    family: str
     source: str
     entrypoint: Literal["serve", "api_server"] = "serve"
     parallel: Parallel
@@ -109,8 +112,10 @@ def catalog() -> Catalog:
     recipes: dict[str, Recipe] = {}
     for family in ("minimax-m1", "minimax-m2"):
         document = _yaml(f"{family}.yaml")
-        models.update((name, ModelCard(**card)) for name, card in document["models"].items())
-        recipes.update((name, Recipe(**recipe)) for name, recipe in document["recipes"].items())
+        for name, card in document["models"].items():
+            models[name] = ModelCard(family=family, **card)
+        for name, recipe in document["recipes"].items():
+            recipes[name] = Recipe(family=family, **recipe)
     gpus = {name: GpuKind(**kind) for name, kind in _yaml("gpus.yaml").items()}
     return Catalog(models=models, recipes=recipes, gpus=gpus, tools=Tools(**_yaml("tools.yaml")))
 

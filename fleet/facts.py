@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from pyinfra import host as current_host
+from pyinfra import state as current_state
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import FactProcessError, PyinfraError
 from pyinfra.api.host import Host
@@ -106,6 +107,11 @@ def seen() -> Seen:
         offset = state["time"] - (began + time.time()) / 2
         _seen[host.name] = Seen(state=state, clock_offset_s=offset)
     return _seen[host.name]
+
+
+def end_run_on_failure() -> None:
+    """Without -y pyinfra asks whether to go on after a failure; a later wave must never be the answer."""
+    current_state.should_raise_failed_hosts = lambda _state: True
 
 
 def stale_hosts(is_stale: Any) -> tuple[str, ...]:

@@ -74,11 +74,13 @@ def load(  # noqa: PLR0913
     overrides: Mapping[str, Any] | None = None,
     folders: Sequence[str | Path] = (),
     cwd: Path | None = None,
+    connecting: bool = False,
 ) -> Site:
     """The site of an inventory file, planned.
 
     `limit` and `exclude` are pyinfra's (group names or host patterns), `overrides` its `--data`,
-    `folders` its `--group-data`. Raises SiteError with every problem found.
+    `folders` its `--group-data`. `connecting` also asks for what is needed to reach hosts. Raises
+    SiteError with every problem found.
     """
     path = Path(inventory)
     cwd = cwd or Path.cwd()
@@ -86,6 +88,8 @@ def load(  # noqa: PLR0913
         read(path, folders=folders, cwd=cwd, overrides=overrides or {}), path, limit, exclude
     )
     plans, problems = _plan(hosts, path, cwd)
+    if connecting:
+        problems.extend(_missing_ssh_files(hosts, cwd))
     if problems:
         raise SiteError(problems)
     return Site(
@@ -315,6 +319,16 @@ def _check_addresses(path: Path, hosts: Sequence[Host], problems: list[Problem])
             address = host.address[0]
             what = f"{other!r} and {host.name!r} are one address, {address}; list a machine once"
             problems.append(Problem(str(path), what))
+
+
+def _missing_ssh_files(hosts: Sequence[Host], cwd: Path) -> Iterator[Problem]:
+    """Files of ssh that group data names and this machine does not have."""
+    for host in hosts:
+        for key in ("ssh_key", "ssh_known_hosts_file", "ssh_config_file"):
+            name = host.data.get(key)
+            if name is not None and not (cwd / Path(str(name)).expanduser()).is_file():
+                where = f"{host.origins[key]}: {key}"
+                yield Problem(where, f"{name} is missing on this machine")
 
 
 def _plan(

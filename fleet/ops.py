@@ -47,10 +47,14 @@ def refuse(problems: Sequence[str]) -> Commands:
     + problems: one line each
     """
 
-    if problems:
-        yield FunctionCommand(fail, (problems,), {})
-    else:
+    if not problems:
         host.noop("nothing is wrong")
+        return
+    if not state.is_executing:
+        # A dry run ends here: it says what is wrong, and its exit code says that something is.
+        fail(state, host, problems)
+        state.failed_hosts.add(host)
+    yield FunctionCommand(fail, (problems,), {})
 
 
 def fail(state: State, host: Host, problems: Sequence[str]) -> bool:

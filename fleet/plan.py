@@ -439,6 +439,12 @@ class Planner:
         if card is None or recipe is None:
             return None
         before = len(self.problems)
+        if recipe.family != card.family:
+            ours = ", ".join(
+                name for name, known in self._catalog.recipes.items() if known.family == card.family
+            )
+            what = f"{service.recipe!r} does not serve {service.model}; its recipes are {ours}"
+            self._refuse(f"{path}.recipe", what)
         self._check_ranks(path, service, recipe, card, spec)
         self._check_flags(path, service)
         if not card.accepts(spec.vllm.version):

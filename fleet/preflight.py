@@ -6,6 +6,7 @@ Pure: the state is what `fleet_host.py probe` answered. Every finding is one lin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from fleet.catalog import catalog
@@ -84,14 +85,21 @@ def _driver(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
     declared = plan.spec.driver
     nvswitch = bool(plan.gpu and plan.gpu.nvswitch)
     yield from driver_problems(declared, system_name(seen["os"]), nvswitch=nvswitch)
+    if declared is None:
+        return
     devices = (seen["gpus"] or {}).get("devices") or []
-    running = {device["driver"] for device in devices}
-    if declared is None or not running or running == {declared.version}:
+    found = {device["driver"] for device in devices}
+    packages = plan.driver_request(seen["os"])["packages"]
+    for name, version in packages.items():
+        state = seen["packages"].get(name)
+        if state is not None and version and not fnmatchcase(state["version"], version):
+            found.add(state["version"])
+    if found <= {declared.version}:
         return
     serving = [name for name in seen["records"] if _active(seen, f"{UNIT_PREFIX}{name}.service")]
     if serving:
         yield (
-            f"driver: {', '.join(sorted(running))} runs and {declared.version} is declared, while "
+            f"driver: {', '.join(sorted(found))} is there and {declared.version} is declared, while "
             f"{', '.join(sorted(serving))} serves; stop it first: systemctl stop 'minimax-*'"
         )
 

@@ -20,6 +20,7 @@ INTERRUPTED = 130
 
 REFUSED_OPTIONS = {
     "no_wait": ("--no-wait", "pyinfra then exits 0 when hosts fail, and waves are not kept"),
+    "fail_percent": ("--fail-percent", "waves after a failed one would be cut over"),
     "serial": ("--serial", "each host would be cut over before the next is even looked at"),
 }
 
@@ -31,14 +32,16 @@ def begin() -> None:
     for option, (name, why) in REFUSED_OPTIONS.items():
         if options.get(option):
             refuse(f"{name}: not with this deploy; {why}")
+    given = _overrides(options.get("data") or ())
     signal.signal(signal.SIGINT, _interrupted)
     try:
         site = inventory.load(
             options["inventory"],
             limit=options.get("limit") or (),
             exclude=options.get("exclude") or (),
-            overrides=_overrides(options.get("data") or ()),
+            overrides=given,
             folders=options.get("group_data") or (),
+            connecting=True,
         )
     except SiteError as error:
         refuse(*map(str, error.problems))

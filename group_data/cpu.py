@@ -1,6 +1,6 @@
 # One host without GPUs: the real vLLM, its CPU build, serving a tiny MiniMax-M2.
-# vLLM's CPU kernels ask libnuma where memory is.
-packages = ["libnuma1"]
+# vLLM's CPU kernels ask libnuma where memory is, and torch compiles some of its own with g++.
+packages = ["g++", "libnuma1"]
 
 vllm = {"version": "0.32.0"}
 

@@ -2,7 +2,6 @@
 ssh_user = "root"
 ssh_key = ".lab/id_ed25519"
 ssh_known_hosts_file = ".lab/known_hosts"
-ssh_strict_host_key_checking = "yes"
 
 mirrors = {
     "apt": {

@@ -18,15 +18,20 @@ from lab.prerequisites import check_file_system, os_release
 from lab.process import Progress, follow, run
 
 # What a server installation has and the roll-out may expect; everything else it must install.
+# A compiler and Python's headers are not for the hosts' own sake: the fleet installs them, and on
+# twenty hosts that share two cores that is the one installation that would be felt.
 PACKAGES = (
     "ca-certificates",
     "curl",
     "dbus",
+    "g++",
+    "gcc",
     "iproute2",
     "kmod",
     "openssh-server",
     "procps",
     "python3",
+    "python3-dev",
     "sudo",
     "systemd",
     "systemd-sysv",

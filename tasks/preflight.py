@@ -9,6 +9,7 @@ from fleet.preflight import problems
 @deploy("preflight")
 def check() -> None:
     """Report all that is wrong with each host, before anything is changed on any."""
+    facts.end_run_on_failure()
     seen = facts.seen()
     ops.refuse(
         name="The host can become what its plan says",
