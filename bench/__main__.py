@@ -69,6 +69,7 @@ def main(
         console.print(report.tables(measured), markup=False)
     else:
         publish(measured)
+    if not only:
         hosts.down(progress=say)
 
 
@@ -87,6 +88,9 @@ class Times:
 
 def run(counts: list[int], times: Times, only: str | None, say: Progress) -> Results:
     """Everything, for each number of hosts; what there is is saved after each."""
+    FOLDER.mkdir(exist_ok=True)
+    # Nothing in it is anybody else's: neither git's nor the linters'.
+    (FOLDER / ".gitignore").write_text("*\n", encoding="utf-8")
     ansible = Ansible(FOLDER)
     ansible.install(say)
     now = datetime.now(timezone.utc)

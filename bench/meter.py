@@ -28,6 +28,7 @@ GRACE_S = 5.0
 # The sampler may take this share of one core, so that large process trees are not slowed by it.
 SAMPLER_SHARE = 0.02
 SAMPLE_EVERY_S = 0.1
+INTERRUPTED = 130
 
 
 class LimitError(Exception):
@@ -160,4 +161,7 @@ def _limit_reached(_signal: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    json.dump(measure(json.load(sys.stdin)), sys.stdout)
+    try:
+        json.dump(measure(json.load(sys.stdin)), sys.stdout)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
