@@ -28,7 +28,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from subprocess import CompletedProcess
 from urllib.parse import quote
@@ -59,7 +59,7 @@ NOT_WITHOUT_GPU = ("triton",)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 # pip keeps nothing of what it was interrupted in, so it is given few at a time.
-BATCH = 12
+BATCH = 25
 
 STAMP = ".inputs"
 
@@ -276,7 +276,7 @@ def _download(pins: list[str], wheelhouse: Path) -> None:
     with tempfile.TemporaryDirectory(dir=wheelhouse, prefix=".pip-") as scratch:
         arguments = ["download", "--quiet", "--no-deps", "--dest", scratch]
         done = _pip([*arguments, *pins])
-        if done.returncode and _is_torch(pins):
+        if done.returncode and _key(pins[0])[0] == "torch":
             done = _pip([*arguments, "--index-url", TORCH_CPU_INDEX, *pins])
         if done.returncode:
             errors = re.findall(r"(?m)^ERROR: (.+)$", done.stderr) or [done.stderr.strip()]
@@ -297,15 +297,21 @@ def _pip(arguments: list[str]) -> CompletedProcess[str]:
     return attempt([sys.executable, "-m", "pip", "--python", HOST_PYTHON, command, *options, *rest])
 
 
-def _batches(pins: list[str]) -> Iterator[list[str]]:
-    """The pins a few at a time; torch, which may come from elsewhere, by itself."""
-    yield from ([pin] for pin in pins if _is_torch([pin]))
-    rest = [pin for pin in pins if not _is_torch([pin])]
-    yield from (rest[start : start + BATCH] for start in range(0, len(rest), BATCH))
+def _batches(pins: list[str]) -> list[list[str]]:
+    """The pins a few at a time: no two versions of one package, which pip would not fetch at once.
 
-
-def _is_torch(pins: list[str]) -> bool:
-    return [Requirement(pin).name for pin in pins] == ["torch"]
+    torch, which may have to come from elsewhere, is by itself.
+    """
+    batches: list[dict[str, str]] = []
+    for pin_ in pins:
+        name, _ = _key(pin_)
+        for batch in batches:
+            if len(batch) < BATCH and not {name, "torch"} & batch.keys() and name != "torch":
+                batch[name] = pin_
+                break
+        else:
+            batches.append({name: pin_})
+    return [list(batch.values()) for batch in batches]
 
 
 def _wheels(directory: Path) -> dict[tuple[str, str], Path]:

@@ -204,6 +204,21 @@ def test_what_was_fetched_is_not_fetched_again(
     assert said == ["fetching Python packages: 0 of 1 are here"]
 
 
+def test_two_versions_of_one_package_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "found").mkdir()
+    for version in ("1.0", "2.0"):
+        make_wheel(tmp_path / "found", "a", version)
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "found"))
+
+    wheels = index.fetch(["a==1.0", "a==2.0"], lambda _: None)
+
+    assert [wheel.name.split("-")[1] for wheel in wheels] == ["1.0", "2.0"]
+
+
 def test_pins_are_exact_and_say_nothing_of_where_they_come_from() -> None:
     for path in index.pin_lists(cpu_builds=True):
         pins = index.read_pins(path)
