@@ -1,0 +1,1 @@
+"""What stands in for things that the lab has no hardware for."""

@@ -1,0 +1,1 @@
+"""A stand-in for vLLM, as wheels that installers take for vLLM's own."""
