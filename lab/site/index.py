@@ -38,6 +38,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from lab import LabError, paths
 from lab.process import Progress, attempt, run
+from lab.standins.vllm import build as standins
 
 # The interpreter that the hosts have too: their base is made from this machine's own release.
 HOST_PYTHON = "/usr/bin/python3"
@@ -81,7 +82,7 @@ def ensure(site_root: Path, progress: Progress, *, cpu_builds: bool = True) -> N
     files.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.CACHE, prefix=".index-") as name:
         scratch = Path(name)
-        _build_standins(scratch, progress)
+        standins.build_wheels(scratch, STANDIN_VERSIONS)
         pins = [pin for list_ in pin_lists(cpu_builds=cpu_builds) for pin in read_pins(list_)]
         for wheel in fetch(pins, progress):
             _adapt(wheel, scratch)
@@ -180,15 +181,6 @@ def write_index(files: Path, simple: Path) -> None:
     for folder in simple.iterdir():
         if folder.is_dir() and folder.name not in projects:
             shutil.rmtree(folder)
-
-
-def _build_standins(target: Path, progress: Progress) -> None:
-    try:
-        from lab.standins.vllm import build
-    except ImportError:
-        progress("lab/standins/vllm is not here: the index has no stand-ins of vLLM")
-        return
-    build.build_wheels(target, STANDIN_VERSIONS)
 
 
 def _adapt(wheel: Path, target: Path) -> None:
@@ -340,10 +332,9 @@ def _host_python_version() -> str:
 def _inputs(*, cpu_builds: bool) -> str:
     """A digest of all that decides what the index has."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    standins = Path(__file__).resolve().parent.parent / "standins" / "vllm"
-    sources = sorted(file for file in standins.rglob("*") if file.is_file())
-    sources = [file for file in sources if "__pycache__" not in file.parts]
-    for file in [*sources, *pin_lists(cpu_builds=cpu_builds)]:
+    sources = [*standins.HERE.rglob("*"), *standins.OPTIONS.glob("*.json")]
+    sources = [file for file in sources if file.is_file() and "__pycache__" not in file.parts]
+    for file in [*sorted(sources), *pin_lists(cpu_builds=cpu_builds)]:
         digest.update(file.read_bytes())
     digest.update(os.path.realpath(HOST_PYTHON).encode())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ import uv
 from lab import LabError, paths
 from lab.site import index
 from lab.site.server import SiteServer
+from lab.standins.vllm import build as standins
 
 
 def make_wheel(
@@ -101,6 +102,22 @@ def test_uv_installs_what_the_index_has(files: Path, address: str, tmp_path: Pat
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert shown.stdout.split() == ["0.32.0+cpu", "2.0"]
+
+
+def test_uv_installs_the_stand_in_of_vllm(files: Path, address: str, tmp_path: Path) -> None:
+    standins.build_wheels(files, ("0.33.0", "0.33.1"))
+    publish(files)
+    run_uv("venv", "venv", "--python", index.HOST_PYTHON, cwd=tmp_path)
+
+    done = run_uv(
+        *("pip", "install", "--python", "venv", "--index-url", address, "vllm==0.33.0"),
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    vllm = tmp_path / "venv" / "bin" / "vllm"
+    shown = subprocess.run([vllm, "--version"], check=True, capture_output=True, text=True)
+    assert "0.33.0" in shown.stdout
 
 
 def test_uv_resolves_by_metadata_alone(files: Path, address: str, tmp_path: Path) -> None:
