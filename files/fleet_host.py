@@ -467,11 +467,13 @@ def files(request):
 # -------------------------------------------------------------------------------------- packages
 
 
+LOCK_TIMEOUT_S = 900
+
 APT = (
     "apt-get",
     "--yes",
     "--no-install-recommends",
-    "-o=DPkg::Lock::Timeout=900",
+    f"-o=DPkg::Lock::Timeout={LOCK_TIMEOUT_S}",
     "-o=Dpkg::Options::=--force-confdef",
     "-o=Dpkg::Options::=--force-confold",
     "-o=Acquire::Retries=3",
@@ -486,8 +488,7 @@ def packages(request):
     Says whether any was installed.
     """
     quiet = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l"}
-    # A run that was killed may have left dpkg half-way; finishing that is a no-op otherwise.
-    run("dpkg", "--configure", "-a", env=quiet)
+    finish_interrupted_installation(quiet)
     for unit in request["mask"]:
         run("systemctl", "mask", unit)
     state = packages_state(list(request["packages"]))
@@ -512,6 +513,16 @@ def packages(request):
     if pinned:
         run("apt-mark", "hold", *pinned)
     return bool(wanted)
+
+
+def finish_interrupted_installation(env):
+    """Configures what a killed installation left unpacked; waits for whoever holds dpkg's lock."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while run("dpkg", "--audit").stdout.strip():
+        done = run("dpkg", "--configure", "-a", check=False, env=env)
+        if (done.returncode and "lock" not in done.stderr) or time.monotonic() > deadline:
+            raise HostError(f"dpkg --configure -a: {done.stderr.strip()}")
+        time.sleep(1)
 
 
 def driver(request):
@@ -571,7 +582,17 @@ def release(request):
     backend = ["--torch-backend", request["torch_backend"]] if request["torch_backend"] else []
     python = str(partial / "bin" / "python3")
     # --refresh: a version that came to the index a moment ago counts, whatever uv has cached of it.
-    install = (uv, "pip", "install", "--refresh", "--python", python, *backend)
+    # --compile-bytecode: the service's user cannot write it, and every start would compile all anew.
+    install = (
+        uv,
+        "pip",
+        "install",
+        "--refresh",
+        "--compile-bytecode",
+        "--python",
+        python,
+        *backend,
+    )
     run_long(f"{path.name}: installing", *install, *request["requirements"], env=env)
     program, *arguments = request["check"]
     check = (str(partial / "bin" / program), *arguments)

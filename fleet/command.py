@@ -38,7 +38,8 @@ MANAGED_ENVIRONMENT = {
 }
 
 SHUTDOWN_TIMEOUT_SINCE = Version("0.19.0")
-ENGINE_READY_TIMEOUT_SINCE = Version("0.11.0")
+ENGINE_READY_TIMEOUT_SINCE = Version("0.14.0")
+"""fleet/options/: unknown in 0.13.0, known in 0.23.0; an unknown one only draws a warning."""
 
 _SYSTEMD_PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 

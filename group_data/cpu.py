@@ -14,7 +14,17 @@ services = [
         "port": 8000,
         "max_model_len": 1024,
         "drain_timeout_s": 20,
-        "args": {"enforce-eager": True},
-        "env": {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        # What the CPU needs, and what makes a tiny model start quickly on few cores.
+        "args": {
+            "enforce-eager": True,
+            "distributed-executor-backend": "uni",
+            "kv-cache-memory-bytes": "64M",
+            "max-num-seqs": 8,
+        },
+        "env": {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        },
     },
 ]

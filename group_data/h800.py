@@ -9,6 +9,7 @@ services = [
     {
         "name": "m1-40k",
         "model": "MiniMaxAI/MiniMax-M1-40k",
+        # One of the repository's own commits; compare it with the head before the first roll-out.
         "revision": "b50f3ee860c8dc698136986c4a0838d2cd87de4d",
         "recipe": "m1-tp8",
         "gpus": [0, 1, 2, 3, 4, 5, 6, 7],

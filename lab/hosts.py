@@ -18,7 +18,7 @@ The root user of a host is as good as root on this machine: the lab is for code 
 import contextlib
 import fcntl
 import importlib
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -123,8 +123,7 @@ def up(count: int | None = None, *, fresh: bool = False, progress: Progress = si
     with _exclusive(progress):
         check_file_system(STATE, "LAB_STATE")
         lower = base.ensure(progress)
-        if importlib.util.find_spec("lab.site.build"):
-            importlib.import_module("lab.site.build").ensure(progress)
+        importlib.import_module("lab.site.build").ensure(progress)
         limits.raise_limits(progress)
         _clean_up({host.name for host in wanted}, progress)
         if fresh:

@@ -6,7 +6,7 @@ import re
 
 from lab import hosts as lab
 from tests.lab.conftest import CPU, H20
-from tests.lab.site import Site, main_pids
+from tests.lab.site import Site, main_pids, wait_for
 
 REMOTE_COMMANDS = 6
 SSHD_COUNTS = "/etc/ssh/sshd_config.d/99-count.conf"
@@ -30,6 +30,8 @@ def test_a_run_that_changes_nothing_costs_few_remote_commands(served: Site) -> N
     host = H20[0]
     lab.write_file(host, SSHD_COUNTS, "LogLevel VERBOSE\n")
     lab.ssh(host, "systemctl reload ssh", check=True)
+    # sshd starts itself anew, and for a moment nobody listens.
+    wait_for(lambda: lab.ssh(host, "true").returncode == 0, 10, "sshd listens again")
     since = lab.ssh(host, "date +%s.%N", check=True).stdout.strip()
 
     served.roll_out_well("--limit", host)
