@@ -581,18 +581,9 @@ def release(request):
     run(uv, "venv", "--relocatable", "--python", request["python"], str(partial), env=env)
     backend = ["--torch-backend", request["torch_backend"]] if request["torch_backend"] else []
     python = str(partial / "bin" / "python3")
+    bytecode = ["--compile-bytecode"] if request["bytecode"] else []
     # --refresh: a version that came to the index a moment ago counts, whatever uv has cached of it.
-    # --compile-bytecode: the service's user cannot write it, and every start would compile all anew.
-    install = (
-        uv,
-        "pip",
-        "install",
-        "--refresh",
-        "--compile-bytecode",
-        "--python",
-        python,
-        *backend,
-    )
+    install = (uv, "pip", "install", "--refresh", *bytecode, "--python", python, *backend)
     run_long(f"{path.name}: installing", *install, *request["requirements"], env=env)
     program, *arguments = request["check"]
     check = (str(partial / "bin" / program), *arguments)

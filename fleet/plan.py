@@ -69,6 +69,8 @@ class Release:
     requirements: tuple[str, ...]
     python: str
     torch_backend: str | None
+    bytecode: bool
+    """Compiled when it is built: a service's user cannot write it, and would compile at each start."""
     check: tuple[str, ...]
     """Command inside the release that must exit 0 before it may be used."""
 
@@ -198,7 +200,7 @@ class HostPlan:
             yield File(path=keyring, content=self.keys[repository.key])
             yield File(path=f"/etc/apt/sources.list.d/minimax-{name}.sources", content=text)
 
-    def driver_files(self, system: Mapping[str, str]) -> tuple[File, ...]:
+    def driver_files(self, system: Mapping[str, Any]) -> tuple[File, ...]:
         """Files that a declared driver needs; `system` is what the probe says of the host's."""
         driver = self.spec.driver
         if driver is None:
@@ -306,6 +308,7 @@ class HostPlan:
             "requirements": list(release.requirements),
             "python": release.python,
             "torch_backend": release.torch_backend,
+            "bytecode": release.bytecode,
             "check": list(release.check),
             "index": self.spec.mirrors.index,
             "uv": self.uv,
@@ -592,6 +595,7 @@ def vllm_release(vllm: Vllm, folder: str) -> Release:
         requirements=requirements,
         python=vllm.python,
         torch_backend=vllm.torch_backend,
+        bytecode=True,
         check=("vllm", "--version"),
     )
 
@@ -606,6 +610,7 @@ def hub_release(tools: Catalog, folder: str) -> Release:
         requirements=requirements,
         python=OS_PYTHON,
         torch_backend=None,
+        bytecode=False,
         check=("hf", "version"),
     )
 

@@ -18,7 +18,6 @@ The root user of a host is as good as root on this machine: the lab is for code 
 import contextlib
 import fcntl
 import importlib
-import importlib
 import json
 import os
 import shutil

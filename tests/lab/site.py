@@ -67,7 +67,7 @@ class Site:
     def edit(self, group: str, pattern: str, replacement: str) -> None:
         """Replace every match of a regular expression in a group's data; there must be one."""
         file = self.folder / "group_data" / f"{group}.py"
-        text, count = re.subn(pattern, replacement, file.read_text())
+        text, count = re.subn(pattern, lambda _match: replacement, file.read_text())
         assert count, f"{file.name}: nothing matches {pattern}"
         file.write_text(text)
 

@@ -8,7 +8,7 @@ from fleet.plan import PROXY_UNIT, SYSCTL, USER, HostPlan, Planner
 from fleet.spec import HostSpec
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-SYSTEM = {
+SYSTEM: dict[str, Any] = {
     "id": "debian",
     "version_id": "12",
     "name": "Debian GNU/Linux 12 (bookworm)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -33,14 +34,14 @@ def test_argv_is_the_guides_command() -> None:
         ("--host", "127.0.0.1"),
         ("--port", "18000"),
     ):
-        assert pair in zip(argv, argv[1:], strict=False)
+        assert pair in pairwise(argv)
 
 
 def test_tep8_is_the_guides_eight_gpu_command() -> None:
     argv = plan_of(service(recipe="tep8", gpus=list(range(8)))).services[0].argv
 
     assert "--enable-expert-parallel" in argv
-    assert ("--tensor-parallel-size", "8") in zip(argv, argv[1:], strict=False)
+    assert ("--tensor-parallel-size", "8") in pairwise(argv)
 
 
 def test_m1_is_served_as_its_guide_does() -> None:
@@ -49,9 +50,7 @@ def test_m1_is_served_as_its_guide_does() -> None:
     planned_m1 = plan_of(m1, vllm={"version": "0.9.2"}).services[0]
 
     assert planned_m1.argv[1:3] == ("-m", "vllm.entrypoints.openai.api_server")
-    assert ("--quantization", "experts_int8") in zip(
-        planned_m1.argv, planned_m1.argv[1:], strict=False
-    )
+    assert ("--quantization", "experts_int8") in pairwise(planned_m1.argv)
     assert planned_m1.environment["VLLM_USE_V1"] == "0"
     assert "--shutdown-timeout" not in planned_m1.argv
 
@@ -71,7 +70,7 @@ def test_a_sites_arguments_override_the_recipes() -> None:
 
     argv = plan_of(service(args=args)).services[0].argv
 
-    pairs = list(zip(argv, argv[1:], strict=False))
+    pairs = list(pairwise(argv))
     assert ("--reasoning-parser", "minimax_m2") in pairs
     assert argv.count("--reasoning-parser") == 1
     assert "--enable-auto-tool-choice" not in argv
