@@ -77,9 +77,11 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def validation_error(kind: str, where: str, message: str, given: str) -> RequestError:
+def validation_error(
+    kind: str, where: str, message: str, given: str, **more: dict[str, str]
+) -> RequestError:
     """What a body is answered that does not fit the request's model."""
-    details = {"type": kind, "loc": f"body.{where}", "msg": message, "input": given}
+    details = {"type": kind, "loc": f"body.{where}", "msg": message, "input": given, **more}
     return RequestError(
         400, f"1 validation error:\n  {details}", kind="Bad Request", param=f"body.{where}"
     )
@@ -96,9 +98,12 @@ def parse_body(content_type: str, body: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(body)
     except ValueError as error:
-        position = getattr(error, "pos", 0)
         raise validation_error(
-            "json_invalid", str(position), f"JSON decode error: {error}", "<dict of 0 items>"
+            "json_invalid",
+            str(getattr(error, "pos", 0)),
+            "JSON decode error",
+            "<dict of 0 items>",
+            ctx={"error": getattr(error, "msg", "invalid")},
         ) from None
     if not isinstance(parsed, dict):
         raise validation_error(
@@ -383,12 +388,12 @@ def _limit(
         )
     if asked is not None and asked < 1:
         raise _bad("max_tokens", f"max_tokens must be at least 1, got {asked}.", asked)
-    if prompt_tokens >= window or prompt_tokens + (asked or 0) > window:
+    if prompt_tokens >= window:
         raise _bad(
             "input_tokens",
             f"This model's maximum context length is {window} tokens. However, your prompt contains "
-            f"at least {prompt_tokens} input tokens, which exceeds this limit with the requested "
-            f"{asked or 0} output tokens. Please reduce the length of the input prompt.",
+            f"at least {prompt_tokens} input tokens, which exceeds this limit even without any "
+            "output tokens. Please reduce the length of the input prompt.",
             prompt_tokens,
         )
     left = window - prompt_tokens

@@ -31,9 +31,10 @@ STATISTICS_EVERY_S = 10.0
 POLL_S = 0.05
 
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+ANY = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 ROUTES = {
     **{"/health": ("GET",), "/ping": ("GET", "POST"), "/version": ("GET",), "/load": ("GET",)},
-    **{"/metrics": ("GET", "POST"), "/openapi.json": ("GET", "HEAD"), "/docs": ("GET", "HEAD")},
+    **{"/metrics": ANY, "/openapi.json": ("HEAD", "GET"), "/docs": ("HEAD", "GET")},
     **{"/v1/models": ("GET",), "/v1/completions": ("POST",), "/v1/chat/completions": ("POST",)},
     **{"/tokenize": ("POST",), "/detokenize": ("POST",), "/invocations": ("POST",)},
     **{"/scale_elastic_ep": ("POST",), "/is_scaling_elastic_ep": ("POST",)},
@@ -43,6 +44,7 @@ DEVELOPMENT_ROUTES = {"/pause": ("POST",), "/resume": ("POST",), "/server_info":
 
 # vLLM tears down the pool that reads prompts as soon as it drains, and says so to who comes late.
 DRAINING = "cannot schedule new futures after shutdown"
+DOCUMENTATION = "<!DOCTYPE html><title>FastAPI - Swagger UI</title>"
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -280,6 +282,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.metrics.render().encode(),
                 "text/plain; version=1.0.0; charset=utf-8",
             )
+        elif path == "/docs":
+            self._send(200, DOCUMENTATION.encode(), "text/html; charset=utf-8")
         elif path in {"/health", "/ping"}:
             self._send(503 if self.server.engine.dead.is_set() else 200, b"")
         else:
@@ -300,7 +304,6 @@ class Handler(BaseHTTPRequestHandler):
             "/pause": {"status": "paused"},
             "/resume": {"status": "resumed"},
             "/server_info": {"vllm_config": vars(self.server.config)},
-            "/docs": {},
             "/openapi.json": {
                 "openapi": "3.1.0",
                 "info": {"title": "FastAPI", "version": "0.1.0"},
@@ -391,7 +394,8 @@ class Handler(BaseHTTPRequestHandler):
         if methods is None:
             self._send_json(404, {"detail": "Not Found"})
         else:
-            allow = {"allow": ", ".join(methods)}
+            # A route of two functions, one for each method, names the first one's.
+            allow = {"allow": ", ".join(methods if methods[0] == "HEAD" else methods[:1])}
             self._send_json(405, {"detail": "Method Not Allowed"}, headers=allow)
 
     def _is_authorised(self) -> bool:
