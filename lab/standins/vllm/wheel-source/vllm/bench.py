@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import random
-import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -60,6 +57,10 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send the requests, print the figures and write them if asked; 1 if none was answered."""
+    # Here, so that a server starts without them.
+    import random
+    from concurrent.futures import ThreadPoolExecutor
+
     chooser = random.Random(options.seed)
     prompts = [
         " ".join(chooser.choices(WORDS, k=options.random_input_len))
@@ -116,6 +117,8 @@ def _request(options: argparse.Namespace, prompt: str) -> Outcome:
 def _summary(
     options: argparse.Namespace, outcomes: Sequence[Outcome], duration_s: float
 ) -> dict[str, Any]:
+    import statistics
+
     answered = [outcome for outcome in outcomes if outcome.stamps_s]
     inputs = sum(outcome.prompt_tokens for outcome in answered)
     outputs = sum(len(outcome.stamps_s) for outcome in answered)

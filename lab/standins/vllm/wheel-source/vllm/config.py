@@ -107,7 +107,6 @@ def configure(options: argparse.Namespace) -> tuple[ServerConfig, Task]:
     quantization = config.get("quantization_config") or {}
     task = Task(
         model=model,
-        architecture=architecture,
         expert_width=config.get("intermediate_size"),
         block=quantization.get("weight_block_size"),
         ranks=tensor * pipeline * data,
@@ -119,7 +118,6 @@ def configure(options: argparse.Namespace) -> tuple[ServerConfig, Task]:
         max_model_len=max_model_len,
         eager=options.enforce_eager,
         port=options.port,
-        shutdown_timeout_s=server.shutdown_timeout_s,
     )
     return server, task
 

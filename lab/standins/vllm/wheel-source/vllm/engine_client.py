@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vllm import lab
+from vllm import engine_core, lab
 from vllm.engine_core import READY, Task
 from vllm.errors import EngineDeadError
 from vllm.logger import log, log_exception
@@ -22,6 +22,7 @@ FIRST_TOKEN_S = 0.02
 SLOW_FIRST_TOKEN_S = 5.0
 SLOW_TOKENS_PER_SECOND = 2.0
 POLL_S = 0.05
+START_POLL_S = 0.02
 
 
 class DisconnectedError(Exception):
@@ -35,19 +36,21 @@ class EngineStoppedError(Exception):
 class EngineClient:
     """An engine process and the requests that run in it."""
 
-    def __init__(self, task: Task, metrics: Metrics, max_num_seqs: int) -> None:
-        """Start the process; `wait_until_ready` says when it can be used."""
+    def __init__(
+        self, task: Task, metrics: Metrics, max_num_seqs: int, bound: socket.socket
+    ) -> None:
+        """Start the process; `wait_until_ready` says when it can be used.
+
+        bound: the server's socket, which the process is not to keep
+        """
         self.metrics = metrics
         self.dead = threading.Event()
         self._task = task
         self._stopped = threading.Event()
+        self._ended = threading.Event()
         self._slots = threading.Semaphore(max_num_seqs)
         self._heard, says_ready = os.pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.engine_core", str(says_ready)],
-            env={**os.environ, **task.as_environment()},
-            pass_fds=[says_ready],
-        )
+        self._pid = engine_core.start(task, says_ready, not_to_keep=(bound.fileno(), self._heard))
         os.close(says_ready)
 
     def wait_until_ready(self) -> None:
@@ -64,15 +67,16 @@ class EngineClient:
                     break
             except BlockingIOError:
                 pass
-            status = self._process.poll()
-            if status is not None:
+            ended, wait_status = os.waitpid(self._pid, os.WNOHANG)
+            if ended:
+                status = os.waitstatus_to_exitcode(wait_status)
                 if status not in {1, -signal.SIGKILL, -signal.SIGTERM}:
                     sys.exit(status)
                 raise RuntimeError(
                     "Engine core initialization failed. See root cause above. "
                     f"Failed core proc(s): {{'EngineCore': {status}}}"
                 )
-            time.sleep(POLL_S)
+            time.sleep(START_POLL_S)
         threading.Thread(target=self._watch, daemon=True).start()
 
     @property
@@ -118,13 +122,10 @@ class EngineClient:
     def stop(self) -> None:
         """End the engine's process and its workers; requests that run are not answered."""
         self._stopped.set()
-        workers = _children(self._process.pid)
-        for pid in (self._process.pid, *workers):
-            try:
+        for pid in (self._pid, *_children(self._pid)):
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        self._process.wait()
+        self._ended.wait()
 
     @contextmanager
     def _slot(self, has_left: Callable[[], bool]) -> Iterator[None]:
@@ -160,13 +161,14 @@ class EngineClient:
 
     def _die(self) -> None:
         """What the lab calls engine-death: as if a kernel had failed in a worker."""
-        for worker in _children(self._process.pid):
+        for worker in _children(self._pid):
             os.kill(worker, signal.SIGKILL)
         self.dead.wait()
 
     def _watch(self) -> None:
         """Notice when the engine's process ends of itself."""
-        self._process.wait()
+        os.waitpid(self._pid, 0)
+        self._ended.set()
         if self._stopped.is_set():
             return
         log(

@@ -1,21 +1,19 @@
 """The engine's process and its workers: they load, hold the GPUs, and can be killed.
 
-Run as `python -m vllm.engine_core FD`, it writes a byte to the descriptor when it is ready. What it
-is to load is JSON in the environment variable STANDIN_ENGINE. As with vLLM it outlives a server
-that is killed, so that only something like systemd's control groups frees the GPUs then.
+As with vLLM they outlive a server that is killed, so that only something like systemd's control
+groups frees the GPUs then. They are forked, which costs less than to start Python anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import select
 import signal
-import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vllm import checkpoint, devices, lab
@@ -23,7 +21,6 @@ from vllm.errors import OutOfMemoryError
 from vllm.logger import log, log_exception, name_process, write
 from vllm.version import __version__, release
 
-ENVIRONMENT = "STANDIN_ENGINE"
 PR_SET_PDEATHSIG = 1
 READY = b"1"
 
@@ -39,7 +36,7 @@ class Task:
     """What an engine is to load.
 
     model: directory
-    architecture, expert_width, block: of its configuration, the latter two None if it has none
+    expert_width, block: of its configuration, None if it has none
     ranks: tensor parallel × pipeline parallel × data parallel
     expert_ranks: over how many ranks each expert is split
     gpus: indexes of the GPUs that CUDA offers
@@ -48,11 +45,9 @@ class Task:
     max_model_len: tokens
     eager: without compilation and graphs
     port: the server's, by which its misbehaviour is looked up
-    shutdown_timeout_s: 0 to abort on SIGTERM
     """
 
     model: str
-    architecture: str
     expert_width: int | None
     block: list[int] | None
     ranks: int
@@ -63,16 +58,32 @@ class Task:
     max_model_len: int
     eager: bool
     port: int
-    shutdown_timeout_s: int
-
-    def as_environment(self) -> dict[str, str]:
-        """The environment variable to start the engine with."""
-        return {ENVIRONMENT: json.dumps(asdict(self))}
 
 
-def main(descriptor: int) -> int:
+def start(task: Task, says_ready: int, not_to_keep: Sequence[int]) -> int:
+    """Fork the engine's process and return its process id.
+
+    says_ready: descriptor to which it writes a byte when the model is loaded
+    not_to_keep: descriptors of the server that it closes
+    """
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        for descriptor in not_to_keep:
+            os.close(descriptor)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        status = _run(task, says_ready)
+    except Exception as error:
+        log_exception("core.py:1586", "EngineCore encountered a fatal error.", error)
+    finally:
+        # Whatever happens, this process does not go on as a second server.
+        os._exit(status)
+
+
+def _run(task: Task, says_ready: int) -> int:
     """Load, say so, and stay; the exit status is 1 if something went wrong."""
-    task = Task(**json.loads(os.environ.pop(ENVIRONMENT)))
     name_process("EngineCore", "VLLM::EngineCore")
     workers: list[int] = []
     loaded, says_loaded = os.pipe()
@@ -100,9 +111,9 @@ def main(descriptor: int) -> int:
         return error.exit_code
     # A server that was killed meanwhile does not hear it.
     with contextlib.suppress(BrokenPipeError):
-        os.write(descriptor, READY)
-    os.close(descriptor)
-    return _stay(task, workers)
+        os.write(says_ready, READY)
+    os.close(says_ready)
+    return _stay(workers)
 
 
 class _WorkerFailedError(Exception):
@@ -131,8 +142,8 @@ def _wait_for(loaded: int, task: Task, workers: list[int]) -> None:
             raise _WorkerFailedError(1 if told is None else told)
 
 
-def _stay(task: Task, workers: list[int]) -> int:
-    """Until a worker ends, or SIGTERM asks for an end; the exit status."""
+def _stay(workers: list[int]) -> int:
+    """Until a worker ends; the exit status."""
 
     def on_sigterm(number: int, frame: object) -> None:
         log("INFO", "core.py:1454", "[shutdown] EngineCore: trigger received signal=SIGTERM")
@@ -163,10 +174,10 @@ def _start_worker(rank: int, task: Task, says_loaded: int) -> int:
     process = os.fork()
     if process:
         return process
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    suffix = f"_TP{rank}" if task.ranks > 1 else ""
-    name_process(f"Worker{suffix}", f"VLLM::Worker{suffix}")
     try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        suffix = f"_TP{rank}" if task.ranks > 1 else ""
+        name_process(f"Worker{suffix}", f"VLLM::Worker{suffix}")
         if _load(rank, task):
             os.write(says_loaded, READY)
     except Exception as error:
@@ -265,7 +276,3 @@ def _report(task: Task, load_seconds: float, weights_bytes: int, wanted_mib: int
             "gpu_model_runner.py:6517",
             f"Graph capturing finished in {capture_s:.0f} secs, took 0.62 GiB",
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

@@ -29,7 +29,7 @@ def serve(options: argparse.Namespace) -> None:
     metrics = Metrics(server_config.names[0], server_config.engines)
     # From here until it serves, vLLM's wait for its engine swallows the signal.
     signal.signal(signal.SIGTERM, _ignore)
-    engine = EngineClient(task, metrics, server_config.max_num_seqs)
+    engine = EngineClient(task, metrics, server_config.max_num_seqs, bound)
     engine.wait_until_ready()
     Server(bound, server_config, engine, metrics).run()
 
@@ -39,4 +39,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Nothing; a handler, because the engine would inherit that the signal is ignored."""
+    """Nothing."""
