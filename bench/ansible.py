@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 from bench import BenchError
 from bench.labhosts import Fleet, on_each
-from bench.measuring import Command, Meter, Series
+from bench.measuring import Command, Meter, Series, shown
+from bench.results import ANSIBLE
 from fleet.compare import files_to_write, packages_differ, system_differs
 from fleet.facts import BOOTSTRAP, packed_program
 from fleet.inventory import Site
@@ -54,20 +55,25 @@ RECAP = re.compile(
 # What Ansible's apt module is written with. A server's Debian has it; the lab's small base has not.
 APT_BINDING = ("python3-apt", "python-apt-common", "distro-info-data")
 # No-op runs end after this many seconds although more were asked for.
-NO_OPS_AT_MOST_S = 240.0
+NO_OPS_AT_MOST_S = 180.0
 
 
 @dataclass(frozen=True)
 class Variant:
     """A configuration of Ansible.
 
-    name: as it is called in results
+    name: what makes it different
     settings: section to lines of ansible.cfg, beyond what every run needs; {forks} is one per host,
         {strategies} where mitogen's plugins are
     """
 
     name: str
     settings: Mapping[str, tuple[str, ...]]
+
+    @property
+    def title(self) -> str:
+        """Its name in results."""
+        return f"{ANSIBLE}{self.name}"
 
 
 # Quickest first, so that a benchmark that is cut short has what counts.
@@ -216,7 +222,7 @@ class Ansible:
 
     def first(self, meter: Meter, variant: Variant) -> Series:
         """The playbook on hosts that are new."""
-        name = f"Ansible {variant.name}, first"
+        name = f"{variant.title}, first"
         return Series(
             (meter.run(name, [self._command()], cwd=self._project, env=self._env(variant)),)
         )
@@ -226,13 +232,13 @@ class Ansible:
 
         Raises BenchError if it changes anything.
         """
-        name = f"Ansible {variant.name}, no-op"
+        name = f"{variant.title}, no-op"
 
         def nothing_changed() -> None:
             recap = meter.log(name).read_text(encoding="utf-8")
             problem = not_a_no_op(recap, fleet.names)
             if problem:
-                raise BenchError(f"{name}: {problem}; see {meter.log(name)}")
+                raise BenchError(f"{name}: {problem}; see {shown(meter.log(name))}")
 
         with fleet.counting_sessions() as sessions:
             samples = meter.series(

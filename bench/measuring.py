@@ -17,6 +17,8 @@ from bench import BenchError
 from lab.process import Progress
 
 METER = Path(__file__).with_name("meter.py")
+# Development machines may set it; Python then compiles all that it imports at every start.
+UNWANTED = "PYTHONDONTWRITEBYTECODE"
 LIMIT_S = 1800.0
 SAY_EVERY_S = 20.0
 LAST_WORDS = 12
@@ -85,6 +87,11 @@ class Series:
         return median(used) if used else None
 
 
+def shown(path: Path) -> str:
+    """A path as a person at this place would write it."""
+    return os.path.relpath(path)
+
+
 class Meter:
     """Runs commands, accounts for them, and says that it is at work while that takes long.
 
@@ -131,12 +138,15 @@ class Meter:
             "limit_s": limit_s,
         }
         hosts_before = self._hosts_cpu_s()
-        account = self._account(name, specification, cwd, {**os.environ, **(env or {})})
+        environment = {**os.environ, **(env or {})}
+        environment.pop(UNWANTED, None)
+        account = self._account(name, specification, cwd, environment)
         hosts_after = self._hosts_cpu_s()
         if account["timed_out"] or any(account["exit_codes"]):
             how = f"not done after {limit_s:g} s" if account["timed_out"] else "failed"
             said = log.read_text(errors="replace").splitlines() if log.exists() else []
-            raise BenchError("\n".join([f"{name}: {how}; see {log}", *said[-LAST_WORDS:]]))
+            raise BenchError("\n".join([f"{name}: {how}; see {shown(log)}", *said[-LAST_WORDS:]]))
+        self._progress(f"{name}: {account['wall_s']:.2f} s")
         return Sample(
             wall_s=account["wall_s"],
             cpu_s=account["cpu_s"],
@@ -196,5 +206,4 @@ class Meter:
                 break
             samples.append(self.run(name, commands, cwd=cwd, env=env))
             after_each()
-            self._progress(f"{name}: {samples[-1].wall_s:.2f} s")
         return tuple(samples)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from bench import BenchError
 from bench.labhosts import Fleet
-from bench.measuring import Command, Meter, Series
+from bench.measuring import Command, Meter, Series, shown
 from fleet.facts import BOOTSTRAP, packed_program
 from fleet.inventory import Site
 from lab.paths import CONTROL_KEY, KNOWN_HOSTS, REPOSITORY, SSH_CONFIG
 
 PYINFRA = Path(sys.executable).with_name("pyinfra")
+ASKING = Path(__file__).with_name("asking.py")
 INVENTORY = Path("inventories/lab.py")
 ROLL_OUT = ("-y", INVENTORY, "deploy.py")
 # Each measurement connects anew, as a roll-out does.
@@ -48,7 +49,7 @@ def check_no_op(meter: Meter, fleet: Fleet) -> None:
     meter.run(name, [command], cwd=REPOSITORY, env=QUIET)
     problem = changes(meter.log(name).read_text(encoding="utf-8"), len(fleet.names))
     if problem:
-        raise BenchError(f"{name}: {problem}; see {meter.log(name)}")
+        raise BenchError(f"{name}: {problem}; see {shown(meter.log(name))}")
 
 
 def changes(output: str, host_count: int) -> str | None:
@@ -95,6 +96,25 @@ def probe(meter: Meter, fleet: Fleet, site: Site, times: int, folder: Path) -> S
             answer.unlink()
 
     return Series(meter.series("probe", times, asked, cwd=REPOSITORY, after_each=all_answered))
+
+
+def answers(meter: Meter, fleet: Fleet, site: Site, times: int, folder: Path) -> Series:
+    """A chat completion of every service at once: time that belongs to the services.
+
+    folder: where the questions are kept
+    """
+    questions = folder / "questions.json"
+    asked = [
+        {
+            "url": f"http://{site.addresses[name]}:{service.port}/v1/chat/completions",
+            "body": service.gate["request"],
+        }
+        for name in fleet.names
+        for service in site.plans[name].services
+    ]
+    questions.write_text(json.dumps(asked), encoding="utf-8")
+    command = Command([sys.executable, "-I", ASKING], stdin=questions)
+    return Series(meter.series("chat completions", times, [command], cwd=folder))
 
 
 def start_up(meter: Meter, times: int, folder: Path) -> Series:

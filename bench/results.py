@@ -14,6 +14,7 @@ SSH_TRUE = "`ssh HOST true`"
 PROBE = "probe alone"
 START_UP = "`pyinfra --version`"
 EMPTY_DEPLOY = "pyinfra, empty deploy"
+ANSWERS = "chat completion of every service"
 OURS = "minimax-fleet"
 ANSIBLE = "Ansible, "
 
@@ -85,6 +86,19 @@ class Results:
             best = part.best_of_ansible(part.no_op)
             what = "no-op ÷ Ansible's best no-op"
             yield Goal(part.hosts, what, ANSIBLE_GOAL, no_op_s / best[1] if best else None)
+
+    def predicted_s(self, phase: str, name: str, hosts: int) -> float:
+        """Wall seconds that a series will take with more hosts, if it takes as long for each of them.
+
+        phase: `first` or `no_op`
+
+        0 where it has not been measured yet.
+        """
+        for part in reversed(self.parts):
+            series: Series | None = getattr(part, phase).get(name)
+            if series is not None and series.samples:
+                return series.wall_s * hosts / part.hosts
+        return 0.0
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,14 @@ def test_a_goal_without_a_measurement_is_neither_met_nor_missed() -> None:
     assert [goal.met for goal in measured(alone).goals()] == [True, None]
 
 
+def test_what_is_to_come_is_predicted_from_the_last_measurement() -> None:
+    before = measured(part(1), part(4))
+
+    assert before.predicted_s("no_op", "Ansible, pipelining", 20) == pytest.approx(9.0 * 5)
+    assert before.predicted_s("first", "Ansible, mitogen", 20) == pytest.approx(45.0 * 5)
+    assert before.predicted_s("no_op", "Ansible, as it comes", 20) == 0.0
+
+
 def test_results_are_read_as_they_were_saved(tmp_path: Path) -> None:
     before = measured(part(1), part(20))
 
