@@ -23,14 +23,13 @@ def in_wave(number: int) -> bool:
 @deploy("rollout")
 def cut_over() -> None:
     """Cut over in waves the hosts whose running processes are not the plan's."""
-    facts.seen()
-    plan = facts.plan()
+    plan, state = facts.plan(), facts.seen().state
     every_wave = facts.site().waves(facts.site().plans)
     for number in host.loop(range(len(every_wave))):
         ops.job(
             name=f"Wave {number + 1} is drained, switched, started and judged",
             verb="cutover",
             request=plan.cutover_request(),
-            needed=True,
+            needed=must_cut_over(plan, state),
             _if=partial(in_wave, number),
         )

@@ -47,4 +47,7 @@ def test_a_dry_run_finds_nothing_to_do(served: Site) -> None:
     run = served.pyinfra("--json", "--dry", "inventories/lab.py", "deploy.py")
 
     assert run.exit_code == 0, run.output
-    assert run.results is None
+    assert run.plan
+    for operation in run.plan:
+        assert operation["hosts_with_change"] == [], operation
+        assert operation["hosts_with_conditional_change"] == [], operation
