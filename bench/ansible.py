@@ -404,11 +404,12 @@ def _uv(plan: HostPlan, index: str) -> dict[str, Any]:
 
 def _release(release: Release) -> dict[str, str]:
     backend = ("--torch-backend", release.torch_backend) if release.torch_backend else ()
+    bytecode = ("--compile-bytecode",) if release.bytecode else ()
     program, *arguments = release.check
     return {
         "path": release.path,
         "python": release.python,
-        "arguments": shlex.join([*backend, *release.requirements]),
+        "arguments": shlex.join([*bytecode, *backend, *release.requirements]),
         "check": shlex.join([f"{release.path}/bin/{program}", *arguments]),
         "program": f"{release.path}/bin/{program}",
     }

@@ -90,7 +90,7 @@ def _no_ops(results: Results) -> Iterator[str]:
                         f"{series.wall_s / part.least_s:.1f}",
                         f"{series.wall_s / best[1]:.2f}" if best else NONE,
                         *_cost(series),
-                        NONE if series.sessions is None else f"{series.sessions:.0f}",
+                        NONE if series.sessions is None else f"{series.sessions:.3g}",
                     )
                 )
     headers = ("÷ floor", "÷ Ansible's best", *COST, "ssh sessions per host")
