@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import gevent
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
@@ -20,8 +21,8 @@ from typing_extensions import override
 
 from fleet import facts
 from fleet.facts import BOOTSTRAP, GateResults, packed_program
-from fleet.health import NoAnswerError, ask
-from fleet.plan import PROGRAM, File, HostPlan
+from fleet.health import Answer, NoAnswerError, ask
+from fleet.plan import PROGRAM, File, HostPlan, ServicePlan
 
 Commands = Generator[PyinfraCommand, None, None]
 
@@ -80,21 +81,34 @@ def judge() -> Commands:
 
 
 def judged(plan: HostPlan, address: str) -> list[str]:
-    """What is wrong with a host's services, each with its last journal lines; empty when all serve."""
-    results = gate(plan, answer=False)
-    problems = [explain(result) for result in results if result["error"]]
+    """What is wrong with a host's services, each with its last journal lines; empty when all serve.
+
+    Everything is asked at once: the host of its units, and each service, in public, the question.
+    """
+    asking = {
+        service.name: gevent.spawn(answer_or_error, service, address) for service in plan.services
+    }
+    problems = [explain(result) for result in gate(plan, answer=False) if result["error"]]
+    gevent.joinall(asking.values())
     if problems:
         return problems
     for service in plan.services:
-        try:
-            answer = ask(service, address)
-        except NoAnswerError as error:
-            inside = gate(plan, answer=True, only=service.name)[0]
-            within = explain(inside) if inside["error"] else "on the host itself it answers"
-            problems.append(f"{service.name}: {error}\n{within}")
-        else:
+        answer = asking[service.name].get()
+        if isinstance(answer, Answer):
             host.log(f"{service.name} answers on port {service.port} in {answer.seconds:.2f} s")
+            continue
+        inside = gate(plan, answer=True, only=service.name)[0]
+        within = explain(inside) if inside["error"] else "on the host itself it answers"
+        problems.append(f"{service.name}: {answer}\n{within}")
     return problems
+
+
+def answer_or_error(service: ServicePlan, address: str) -> Answer | NoAnswerError:
+    """The service's answer, or why there is none."""
+    try:
+        return ask(service, address)
+    except NoAnswerError as error:
+        return error
 
 
 def gate(plan: HostPlan, *, answer: bool, only: str | None = None) -> list[dict[str, Any]]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
 import pytest
+import requests
 
 from lab import hosts as lab
+from lab import topology
 from tests.lab.conftest import H20
 from tests.lab.site import Site, main_pids, wait_for
+
+# A version that no other test installs.
+RARE = "0.30.0"
 
 KILL_AT = (
     "Starting operation: preflight",
@@ -46,25 +54,50 @@ def converged(site: Site, host: str) -> bool:
     return True
 
 
-def test_f12_a_killed_build_leaves_what_serves_and_is_built_again(gpu_site: Site) -> None:
+@pytest.fixture
+def slow_wheel() -> Iterator[None]:
+    """The site's index stalls in the middle of one vLLM's wheel, once."""
+    control = f"http://{topology.site().address}/_control"
+    stall = {"mode": "stall", "path_prefix": f"/files/vllm-{RARE}", "after_bytes": 100, "times": 1}
+    requests.post(control, json={**stall, "seconds": 600}, timeout=10).raise_for_status()
+    yield
+    requests.delete(control, timeout=10).raise_for_status()
+
+
+def test_f12_a_killed_build_leaves_what_serves_and_is_built_again(
+    gpu_site: Site, slow_wheel: None
+) -> None:
     host = H20[0]
     before = main_pids(host)
-    gpu_site.edit("h20", r'"version": "0.33.0"', '"version": "0.33.1"')
-    release = gpu_site.plans().plans[host].release
-    gpu_site.kill_when(f"{release.id}: building", "--limit", host)
-    lab.ssh(host, "systemctl kill --signal=KILL 'minimax-job-release-*'")
+    gpu_site.edit("h20", r'"version": "0.33.0"', f'"version": "{RARE}"')
+    plan = gpu_site.plans().plans[host]
+    forget = "UV_CACHE_DIR=/opt/fleet/releases/.cache /opt/fleet/uv/*/bin/uv -q cache clean vllm"
+    lab.ssh(host, f"rm -rf {plan.release.path} && {forget}", check=True)
+    gpu_site.kill_when(f"{plan.release.id}: building", "--limit", host)
+    partial = f"/opt/fleet/releases/.{plan.release.id}.partial"
+    wait_for(lambda: exists(host, f"{partial}/bin"), 20, "the build is under way")
+
+    lab.ssh(host, "systemctl kill --signal=KILL 'minimax-job-release-*'", check=True)
 
     assert main_pids(host) == before
-    assert lab.ssh(host, f"test -e {release.path}").returncode == 1
-    hub_before = lab.ssh(host, f"stat -c %Y {gpu_site.plans().plans[host].hub_tool.path}").stdout
+    assert not exists(host, plan.release.path)
+    assert exists(host, partial)
+    hub_tool = built_at(host, plan.hub_tool.path)
 
     gpu_site.roll_out_well("--limit", host)
 
-    assert lab.ssh(host, f"{release.path}/bin/vllm --version").stdout.strip() == "0.33.1"
-    assert (
-        lab.ssh(host, f"stat -c %Y {gpu_site.plans().plans[host].hub_tool.path}").stdout
-        == hub_before
-    )
+    version = lab.ssh(host, f"{plan.release.path}/bin/vllm --version", check=True).stdout
+    assert version.strip() == RARE
+    assert built_at(host, plan.hub_tool.path) == hub_tool
+    assert not exists(host, partial)
+
+
+def exists(host: str, path: str) -> bool:
+    return lab.ssh(host, f"test -e {path}").returncode == 0
+
+
+def built_at(host: str, release: str) -> float:
+    return float(json.loads(lab.read_file(host, f"{release}/fleet-release.json"))["built_at"])
 
 
 def test_f15_a_host_serves_again_after_a_reboot(served: Site) -> None:
