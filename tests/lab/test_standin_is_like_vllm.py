@@ -2,7 +2,8 @@
 
 Both are started on a spare port of their host, from the release and with the options of a service
 that was rolled out there, and asked the same. The real one is the CPU build, a version below the
-stand-in's; it is told apart only where the test says so.
+stand-in's, and gets workers of its own as a server on several GPUs has: without them some of its
+ends are gentler.
 """
 
 from __future__ import annotations

@@ -104,9 +104,11 @@ class Server:
         argv, environment = running_service()
         if model is not None:
             argv[argv.index("serve") + 1] = model
-        # Beside the services, which have most of the GPUs' memory.
+        # Beside the services, which have most of the GPUs' memory; and with workers of their own,
+        # as on several GPUs, however few the service has.
         spare = ["--host", "127.0.0.1", "--port", str(PORT), "--gpu-memory-utilization", "0.05"]
-        self.command = [*argv, *spare, *options]
+        backend = ["--distributed-executor-backend", "mp"]
+        self.command = [*argv, *spare, *backend, *options]
         self.environment = environment
         self.log = tempfile.NamedTemporaryFile("r", suffix=".log")  # noqa: SIM115 - lives as long
         self.process = subprocess.Popen(
@@ -235,7 +237,7 @@ def describe() -> dict[str, Any]:
                 told["routes"][f"{method} {path}"] = {
                     "status": status,
                     "type": headers.get("content-type"),
-                    "allow": headers.get("allow"),
+                    "allow": sorted(headers.get("allow", "").split(", ")),
                     "headers": sorted(headers),
                     "detail": content.decode() if status in {404, 405} else None,
                 }

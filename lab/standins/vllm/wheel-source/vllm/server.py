@@ -395,7 +395,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json(404, {"detail": "Not Found"})
         else:
             # A route of two functions, one for each method, names the first one's.
-            allow = {"allow": ", ".join(methods if methods[0] == "HEAD" else methods[:1])}
+            allow = {"allow": ", ".join(methods if "HEAD" in methods else methods[:1])}
             self._send_json(405, {"detail": "Method Not Allowed"}, headers=allow)
 
     def _is_authorised(self) -> bool:
