@@ -43,6 +43,7 @@ UNITS = pathlib.Path("/etc/systemd/system")
 SERVICES = pathlib.Path("/etc/minimax/services")
 PROXY = pathlib.Path("/etc/minimax/proxy")
 PROXY_UNIT = "minimax-proxy.service"
+DRAINING = pathlib.Path("/run/minimax-fleet/draining")
 PCI = pathlib.Path("/sys/bus/pci/devices")
 WEIGHTS_STAMP = ".fleet-weights.json"
 MANIFEST = "fleet-release.json"
@@ -145,6 +146,7 @@ def probe(request):
         "units": units_state(sorted(units)),
         "records": records,
         "proxy": read_json(RECORDS / "proxy.json"),
+        "draining": sorted(path.name for path in DRAINING.glob("*")),
         "ports": ports_state(request["ports"]),
         "disks": {path: disk_state(path) for path in request["disks"]},
         "releases": {path: release_complete(path) for path in request["releases"]},
@@ -1042,6 +1044,7 @@ def cutover(request):
             ) from second
         raise HostError(f"the cut-over failed and was undone: {why}") from error
     for name in retired:
+        (DRAINING / name).unlink(missing_ok=True)
         (UNITS / f"minimax-{name}.service").unlink(missing_ok=True)
         (RECORDS / "services" / f"{name}.json").unlink()
         shutil.rmtree(SERVICES / name, ignore_errors=True)
@@ -1050,10 +1053,15 @@ def cutover(request):
 
 
 def serving(service):
-    """The stamp that a service serves under: its process's, when that one passed the gate."""
+    """The stamp that a service serves under: its process's, when that passed the gate and is public."""
     unit = units_state([service["unit"]])[service["unit"]]
     good = (record(service["name"]) or {}).get("stamp")
-    return unit["stamp"] if unit["active"] == "active" and unit["stamp"] == good else None
+    drained = (DRAINING / service["name"]).exists()
+    return (
+        unit["stamp"]
+        if unit["active"] == "active" and unit["stamp"] == good and not drained
+        else None
+    )
 
 
 def record(name):
@@ -1078,9 +1086,10 @@ def bring_up(changing, retired, proxy):
         for service in changing
         if units_state([service["unit"]])[service["unit"]]["stamp"] != service["stamp"]
     ]
+    drain([*(service["name"] for service in changing), *retired])
     stop(
-        [units[service["name"]] for service in to_start]
-        + [f"minimax-{name}.service" for name in retired]
+        {units[service["name"]]: service["engine_port"] for service in to_start}
+        | {f"minimax-{name}.service": None for name in retired}
     )
     for service in to_start:
         check_port_free(service)
@@ -1124,17 +1133,36 @@ def note_serving(service, timings):
     new = {"stamp": service["stamp"], "unit": service["unit"], "previous": previous}
     new.update(timings, passed_at=time.time())
     write_atomically(RECORDS / "services" / f"{service['name']}.json", json.dumps(new))
+    (DRAINING / service["name"]).unlink(missing_ok=True)
     for stage in (SERVICES / service["name"]).iterdir():
         if stage.name not in (service["stamp"], previous):
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def stop(units):
-    """Units drained and stopped, verified: nothing of them is left running."""
-    loaded = [unit for unit, state in units_state(units).items() if state["active"] != "inactive"]
+def drain(names):
+    """Takes the services' public ports out of service, so that what is sent now is not lost later."""
+    DRAINING.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (DRAINING / name).touch()
+
+
+def stop(ports):
+    """Units (each with its engine's port, None where unknown) drained and stopped, verified."""
+    loaded = [
+        unit for unit, state in units_state(list(ports)).items() if state["active"] != "inactive"
+    ]
     if not loaded:
         return
     say(f"draining and stopping {', '.join(loaded)}")
+    for unit in loaded:
+        # While its engine loads, vLLM loses SIGTERM: nothing drains, and the stop would take all its time.
+        if (
+            ports[unit] is not None
+            and http_status({"name": "", "stamp": "", "engine_port": ports[unit]}, "/health")
+            is None
+        ):
+            run("systemctl", "stop", "--no-block", unit, check=False)
+            run("systemctl", "kill", "--signal=KILL", unit, check=False)
     run("systemctl", "stop", *loaded, check=False)
     for unit, state in units_state(loaded).items():
         if state["active"] not in ("inactive", "failed") or state["pid"]:
@@ -1170,13 +1198,14 @@ def switch_proxy(proxy):
 def put_back(request, changing, before, proxy_before):
     """What served before the cut-over serves again, gate included. Raises HostError if it cannot."""
     say("putting this host back")
-    stop([service["unit"] for service in changing])
+    stop({service["unit"]: service["engine_port"] for service in changing})
     services = {service["name"]: service for service in changing}
     old = []
     for name, last in before.items():
         if last is None:
             run("systemctl", "disable", "--quiet", services[name]["unit"], check=False)
             (UNITS / services[name]["unit"]).unlink(missing_ok=True)
+            (DRAINING / name).unlink(missing_ok=True)
             say(f"{name}: nothing served here before; left stopped")
             continue
         if not staged_unit(name, last["stamp"]).is_file():

@@ -51,7 +51,7 @@ def stale_services(plan: HostPlan, seen: Mapping[str, Any]) -> list[str]:
         unit = seen["units"][service.unit]
         passed = (seen["records"].get(service.name) or {}).get("stamp")
         good = unit["active"] == "active" and unit["stamp"] == passed == service.stamp
-        if not (good and unit["enabled"]):
+        if not (good and unit["enabled"]) or service.name in seen["draining"]:
             stale.append(service.name)
     planned = {service.name for service in plan.services}
     return stale + sorted(name for name in seen["records"] if name not in planned)

@@ -29,6 +29,8 @@ UNIT_PREFIX = "minimax-"
 PROXY_UNIT = "minimax-proxy.service"
 OS_PYTHON = "/usr/bin/python3"
 RECORDS = "/var/lib/minimax-fleet"
+DRAINING = "/run/minimax-fleet/draining"
+"""A file here, named for a service, takes its public port out of service (see templates/proxy.conf.j2)."""
 HUB = "https://huggingface.co"
 DRIVER_PIN = "/etc/apt/preferences.d/minimax-nvidia"
 MODULES = "/etc/modules-load.d/minimax-nvidia.conf"
@@ -172,7 +174,7 @@ class HostPlan:
         return digest(self._proxy_config(""))
 
     def _proxy_config(self, stamp: str) -> str:
-        return render("proxy.conf.j2", services=self.services, stamp=stamp)
+        return render("proxy.conf.j2", services=self.services, stamp=stamp, draining=DRAINING)
 
     @cached_property
     def system_files(self) -> tuple[File, ...]:

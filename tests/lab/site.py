@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Run:
     exit_code: int
     output: str
     results: Mapping[str, Any]
+    plan: Sequence[Mapping[str, Any]]
     seconds: float
 
     @property
@@ -115,8 +116,14 @@ class Site:
             env={**os.environ, "PYINFRA_PROGRESS": "off"},
         )
         seconds = time.monotonic() - began
-        results = json.loads(done.stdout)["results"] if done.stdout.startswith("{") else {}
-        return Run(done.returncode, done.stdout + done.stderr, results, seconds)
+        document = json.loads(done.stdout) if done.stdout.startswith("{") else {}
+        return Run(
+            exit_code=done.returncode,
+            output=done.stdout + done.stderr,
+            results=document.get("results") or {},
+            plan=document.get("plan") or [],
+            seconds=seconds,
+        )
 
     def roll_out(self, *arguments: str) -> Run:
         """The command that users type, with its results as JSON."""

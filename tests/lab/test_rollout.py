@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
+import requests
+
+from fleet.plan import QUESTION
 from lab import hosts as lab
 from lab.hardware import Mode, Rule
 from tests.lab.conftest import CPU, H20
@@ -132,3 +138,27 @@ def test_health_check_names_a_service_that_hangs_with_its_journal(gpu_site: Site
     assert run.exit_code == 1
     assert "[h20-02] m25-a: http://10.86.1.2:8000/v1/chat/completions: expected" in run.output
     assert "within 6 s, got none" in run.output
+
+
+def test_nothing_that_is_accepted_is_lost_while_a_service_is_exchanged(gpu_site: Site) -> None:
+    gpu_site.roll_out_well("--limit", H20[0])
+    url = f"http://{gpu_site.plans().addresses[H20[0]]}:8000/v1/chat/completions"
+    body = {"model": "MiniMaxAI/MiniMax-M2.5", **QUESTION}
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def ask_all_the_time() -> None:
+        while not stop.is_set():
+            statuses.append(requests.post(url, json=body, timeout=60).status_code)
+            time.sleep(0.05)
+
+    client = threading.Thread(target=ask_all_the_time)
+    client.start()
+    gpu_site.set_in_services("h20", CHANGE)
+    gpu_site.roll_out_well("--limit", H20[0])
+    stop.set()
+    client.join()
+
+    # 503 is the proxy's word while the service is out; a 500 or 502 would be an accepted request lost.
+    assert set(statuses) == {200, 503}
+    assert statuses[0] == statuses[-1] == 200

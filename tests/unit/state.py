@@ -99,6 +99,7 @@ def converged(plan: HostPlan) -> dict[str, Any]:
         },
         "records": {unit.name: {"stamp": unit.stamp} for unit in plan.services},
         "proxy": {"stamp": plan.proxy_stamp},
+        "draining": [],
         "ports": nothing_held,
         "disks": {
             path: {"free_bytes": 10**13, "device": 1}

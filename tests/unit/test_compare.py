@@ -84,10 +84,19 @@ def test_a_driver_package_that_differs(state: dict[str, Any] | None) -> None:
         lambda seen: seen["units"][UNIT].update(active="failed", stamp=None, pid=0),
         lambda seen: seen["units"][UNIT].update(active="activating"),
         lambda seen: seen["units"][UNIT].update(enabled=False),
+        lambda seen: seen["draining"].append("m25"),
         lambda seen: seen["records"].pop("m25"),
         lambda seen: seen["records"]["m25"].update(stamp="of-another-plan"),
     ],
-    ids=["other process", "failed", "starting", "not enabled", "never passed", "passed as another"],
+    ids=[
+        "other process",
+        "failed",
+        "starting",
+        "not enabled",
+        "out of service",
+        "never passed",
+        "passed as another",
+    ],
 )
 def test_what_runs_counts_and_not_what_is_written(change: Change) -> None:
     seen = converged(PLAN)
