@@ -26,7 +26,7 @@ demo: setup ## Build a lab site on this machine, roll MiniMax out to it, and ask
 	@$(BIN)/python -m lab.demo
 
 test: check ## Everything: style, types, unit, template and lab tests (builds the lab on first use)
-	@$(BIN)/pytest tests
+	@$(BIN)/pytest tests/unit tests/templates tests/lab
 
 check: setup ## Style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
