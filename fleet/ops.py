@@ -98,8 +98,13 @@ def judged(plan: HostPlan, address: str) -> list[str]:
             host.log(f"{service.name} answers on port {service.port} in {answer.seconds:.2f} s")
             continue
         inside = gate(plan, answer=True, only=service.name)[0]
-        within = explain(inside) if inside["error"] else "on the host itself it answers"
-        problems.append(f"{service.name}: {answer}\n{within}")
+        if inside["error"]:
+            problems.append(f"{service.name}: {answer}\n{explain(inside)}")
+            continue
+        # It may only just have become ready; what answers on the host must answer in public now.
+        again = answer_or_error(service, address)
+        if isinstance(again, NoAnswerError):
+            problems.append(f"{service.name}: {again}\non the host itself it answers")
     return problems
 
 

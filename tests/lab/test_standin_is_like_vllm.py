@@ -165,8 +165,8 @@ def test_a_drain_lets_requests_end_and_accepts_no_others(compare: Compare) -> No
 @pytest.mark.parametrize(
     ("scenario", "expected"),
     [
-        # With no time to drain it waits for clients, whose requests nobody answers any more.
-        ("abort", {"held up": True, "health": 0, "exit": 0}),
+        # With no time to drain nobody answers any more, health included.
+        ("abort", {"health": 0, "exit": 0}),
         # Workers die of the signal: only a server that is signalled alone can drain.
         ("signal_all", {"exit": 0}),
         ("engine_death", {"exit": 0, "told": True}),
@@ -175,6 +175,9 @@ def test_a_drain_lets_requests_end_and_accepts_no_others(compare: Compare) -> No
 def test_ends(compare: Compare, scenario: str, expected: dict[str, Any]) -> None:
     told = compare(scenario)
 
+    # Whether clients that stay connected hold it up differs from one run of the real one to the next.
+    for one in (told.standin, told.real):
+        one.pop("held up", None)
     assert told.standin == told.real
     assert told.real | expected == told.real
 
