@@ -304,6 +304,11 @@ def units_state(units):
     return state
 
 
+def unit_state(unit):
+    """One unit of units_state."""
+    return units_state([unit])[unit]
+
+
 def process_stamp(pid):
     """FLEET_STAMP in a process's environment: which plan it was started from."""
     if pid <= 0:
@@ -347,6 +352,11 @@ def ports_state(ports):
                 if port is not None and state[str(port)] is None:
                     state[str(port)] = process_state(process)
     return state
+
+
+def port_holder(port):
+    """Who listens on one port, as in ports_state."""
+    return ports_state([port])[str(port)]
 
 
 def process_state(process):
@@ -541,7 +551,7 @@ def driver(request):
         run("systemctl", "enable", "--quiet", unit)
         # Restarting the fabric manager under running services would end them.
         run("systemctl", "restart" if changed else "start", unit, check=False)
-        if units_state([unit])[unit]["active"] != "active":
+        if unit_state(unit)["active"] != "active":
             raise HostError(f"{unit} does not run:\n" + "\n".join(journal(unit)))
     seen = gpus_state()
     if seen["devices"] is None:
@@ -857,7 +867,7 @@ def pass_gate(service, ready_timeout_s, answer=True, tell=lambda text: None):
     """
     began = told = time.monotonic()
     deadline = began + ready_timeout_s
-    restarts = units_state([service["unit"]])[service["unit"]]["restarts"]
+    restarts = unit_state(service["unit"])["restarts"]
     looked = began - LOOK_S
     while True:
         if time.monotonic() - looked >= LOOK_S:
@@ -867,7 +877,7 @@ def pass_gate(service, ready_timeout_s, answer=True, tell=lambda text: None):
         if status == 200:  # noqa: PLR2004
             break
         if time.monotonic() > deadline:
-            holder = ports_state([service["engine_port"]])[str(service["engine_port"])]
+            holder = port_holder(service["engine_port"])
             step = "health" if holder else "port"
             raise GateError(step, f"/health 200 within {ready_timeout_s} s", status or "no answer")
         if time.monotonic() - told > HEARTBEAT_S:
@@ -888,10 +898,10 @@ def pass_gate(service, ready_timeout_s, answer=True, tell=lambda text: None):
 
 def check_process(service, restarts):
     """The unit runs and has not been started anew since the gate began."""
-    unit = units_state([service["unit"]])[service["unit"]]
+    unit = unit_state(service["unit"])
     if unit["active"] == "active" and unit["pid"] and unit["restarts"] == restarts:
         return
-    holder = ports_state([service["engine_port"]])[str(service["engine_port"])]
+    holder = port_holder(service["engine_port"])
     if holder and holder["unit"] != service["unit"]:
         raise GateError(
             "port", f"port {service['engine_port']} for {service['unit']}", held_by(holder)
@@ -910,7 +920,7 @@ def held_by(holder):
 
 
 def check_port(service):
-    holder = ports_state([service["engine_port"]])[str(service["engine_port"])]
+    holder = port_holder(service["engine_port"])
     if holder is None or holder["unit"] != service["unit"]:
         got = held_by(holder) if holder else "nobody listens"
         raise GateError("port", f"port {service['engine_port']} for {service['unit']}", got)
@@ -1054,7 +1064,7 @@ def cutover(request):
 
 def serving(service):
     """The stamp that a service serves under: its process's, when that passed the gate and is public."""
-    unit = units_state([service["unit"]])[service["unit"]]
+    unit = unit_state(service["unit"])
     good = (record(service["name"]) or {}).get("stamp")
     drained = (DRAINING / service["name"]).exists()
     return (
@@ -1082,9 +1092,7 @@ def bring_up(changing, retired, proxy):
     units = {service["name"]: service["unit"] for service in changing}
     # One that already runs the right stamp was interrupted while being judged: judging is what it lacks.
     to_start = [
-        service
-        for service in changing
-        if units_state([service["unit"]])[service["unit"]]["stamp"] != service["stamp"]
+        service for service in changing if unit_state(service["unit"])["stamp"] != service["stamp"]
     ]
     drain([*(service["name"] for service in changing), *retired])
     stop(
@@ -1170,14 +1178,14 @@ def stop(ports):
 
 
 def check_port_free(service):
-    holder = ports_state([service["engine_port"]])[str(service["engine_port"])]
+    holder = port_holder(service["engine_port"])
     if holder:
         raise HostError(f"port {service['engine_port']} of {service['name']} is {held_by(holder)}")
 
 
 def switch_proxy(proxy):
     """The proxy's configuration put in place and loaded; remembered only once nginx has it."""
-    state = units_state([PROXY_UNIT])[PROXY_UNIT]
+    state = unit_state(PROXY_UNIT)
     loaded = (read_json(RECORDS / "proxy.json") or {}).get("stamp")
     if loaded == proxy["stamp"] and state["active"] == "active":
         return
@@ -1189,7 +1197,7 @@ def switch_proxy(proxy):
     run("systemctl", "daemon-reload")
     run("systemctl", "enable", "--quiet", PROXY_UNIT)
     run("systemctl", "reload-or-restart", PROXY_UNIT)
-    state = units_state([PROXY_UNIT])[PROXY_UNIT]
+    state = unit_state(PROXY_UNIT)
     if state["active"] != "active":
         raise HostError(f"{PROXY_UNIT} does not run:\n" + "\n".join(journal(PROXY_UNIT)))
     write_atomically(RECORDS / "proxy.json", json.dumps({"stamp": proxy["stamp"]}))
@@ -1292,7 +1300,7 @@ def wait_for_others(verb, unit):
 
 
 def is_running(unit):
-    state = units_state([f"{unit}.service"])[f"{unit}.service"]
+    state = unit_state(f"{unit}.service")
     return state["active"] in ("active", "activating", "deactivating")
 
 

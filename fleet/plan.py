@@ -79,12 +79,11 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A model repository at a revision, in a directory of its own. `bytes` is the size on disk."""
+    """A model repository at a revision, in a directory of its own."""
 
     repository: str
     revision: str
     path: str
-    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -527,7 +526,6 @@ def _service_plan(  # noqa: PLR0913
         repository=repository,
         revision=service.revision,
         path=f"{spec.paths.models}/{repository}/{service.revision}",
-        bytes=card.weights_bytes if repository == service.model else 0,
     )
     version = spec.vllm.version
     program = command.program(recipe, release.path, weights.path)

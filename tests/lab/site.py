@@ -77,18 +77,7 @@ class Site:
         self.edit(group, r'"name": ', f'{line}, "name": ')
 
     def plans(self) -> Plans:
-        return load(Path("inventories/lab.py"), cwd=self.folder) if self._here() else self._moved()
-
-    def _here(self) -> bool:
-        return Path.cwd() == self.folder
-
-    def _moved(self) -> Plans:
-        before = Path.cwd()
-        os.chdir(self.folder)
-        try:
-            return load(Path("inventories/lab.py"), cwd=self.folder)
-        finally:
-            os.chdir(before)
+        return load(self.folder / "inventories" / "lab.py", cwd=self.folder)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """pyinfra, started and not waited for; its output comes through one pipe."""
