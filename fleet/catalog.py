@@ -1,12 +1,15 @@
-"""The catalogue: models, recipes, GPU kinds and driver packages, read from fleet/models/*.yaml.
+"""The catalogue: models, recipes, GPU kinds and tools, read from fleet/models/*.yaml.
 
-It is package data, read once: nothing of a site or a host is looked at here.
+It is package data, read once: nothing of a site or a host is looked at here. Every flag and variable of
+a recipe names the guide or recipe that it comes from, and the vLLM versions that it is for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -14,20 +17,77 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from pydantic import Field
 
-from fleet.spec import Argument, Model
+from fleet.spec import Argument, GpuKind, Model
 
+FAMILIES = ("minimax-m1", "minimax-m2", "minimax-m3")
 
-class GpuKind(Model):
-    """A GPU as nvidia-smi names it; `memory_mib` is its memory.total in MiB."""
-
-    name: str
-    memory_mib: int
-    compute_capability: str
-    nvswitch: bool
+Tokens = Annotated[int, Field(ge=1)]
 
 
 class GateDefaults(Model):
     expect: str
+
+
+class Source(Model):
+    """Where a flag, a figure or a claim comes from."""
+
+    title: str
+    url: str | None = None
+
+
+class Shape(Model):
+    """What of a model's architecture decides its memory; the names are those of its config.json.
+
+    `attention_layers` are the layers that keep keys and values of every token. `latent_dim` is for
+    multi-head latent attention: elements per token and layer, the same on every tensor-parallel rank.
+    `index_dim`: elements per token and indexed layer of a sparse attention's own cache, which keeps one
+    head on every rank. `state_bytes`: what a sequence keeps however long it is (linear attention).
+    """
+
+    layers: Annotated[int, Field(ge=1)]
+    attention_layers: Annotated[int, Field(ge=0)]
+    attention_heads: Annotated[int, Field(ge=1)]
+    kv_heads: Annotated[int, Field(ge=1)]
+    head_dim: Annotated[int, Field(ge=1)]
+    latent_dim: int | None = None
+    index_layers: int = 0
+    index_dim: int = 0
+    state_bytes: int = 0
+    hidden: Annotated[int, Field(ge=1)]
+    experts: int | None = None
+    expert_width: int | None = None
+    vocabulary: int | None = None
+
+    @property
+    def kv_elements(self) -> int:
+        """Elements that one KV head of one layer keeps for a token: a key and a value."""
+        return self.latent_dim or 2 * self.head_dim
+
+
+class LoadedWeights(Model):
+    """Bytes of the weights in GPU memory; `expert_bytes` of them are of routed experts, which expert
+    parallelism spreads over all ranks. The rest is held by every data-parallel rank."""
+
+    total_bytes: Annotated[int, Field(ge=1)]
+    expert_bytes: Annotated[int, Field(ge=0)] = 0
+
+
+class Parsers(Model):
+    """Names that this model's answers can be parsed with."""
+
+    tool: list[str] = []
+    reasoning: list[str] = []
+
+
+class RemoteCode(Model):
+    """Python that the repository carries, and that --trust-remote-code runs.
+
+    `revisions` are commits of the publisher that the catalogue knows, each with where it is from: any
+    other commit's code must be looked at by the site (`reviewed_revisions`).
+    """
+
+    needed: bool
+    revisions: dict[str, str] = {}
 
 
 class ModelCard(Model):
@@ -36,15 +96,46 @@ class ModelCard(Model):
     family: str
     """File of the catalogue; a recipe serves the models of its own family."""
     architecture: str
-    weights_bytes: int
+    licence: str | None = None
+    """None: the catalogue does not know; read the repository's own."""
     vllm: str
-    attention_heads: int
-    expert_width: int | None = None
+    vllm_source: str
+    compute_capability: str
+    """The least that vLLM runs this checkpoint on."""
+    context_tokens: Tokens
+    """Longest sequence that the model takes: config.json max_position_embeddings."""
+    weights_bytes: Annotated[int, Field(ge=1)] | None
+    """None: unknown."""
+    quantisation: str
+    """`none`, `fp8`, `mxfp8`, `nvfp4`, `int4`, …"""
     quantisation_block: int | None = None
+    """Edge of a weight block that shares a scale; a tensor-parallel slice must hold whole ones."""
+    shape: Shape | None = None
+    """None: memory is unknown."""
+    loaded: LoadedWeights | None = None
+    loaded_as: dict[str, LoadedWeights] = {}
+    """By value of --quantization, where weights are quantised while they load."""
+    parsers: Parsers = Parsers()
+    remote_code: RemoteCode = RemoteCode(needed=False)
     gate: GateDefaults
+    notes: list[str] = []
+    """What anybody who serves it should know."""
 
     def accepts(self, vllm_version: str) -> bool:
-        return SpecifierSet(self.vllm, prereleases=True).contains(Version(vllm_version).public)
+        return holds(self.vllm, vllm_version)
+
+    @property
+    def oldest_vllm(self) -> str:
+        return next(spec.version for spec in SpecifierSet(self.vllm) if spec.operator == ">=")
+
+    @property
+    def vllm_range(self) -> str:
+        """`0.9.2 to 0.23.0` or `0.20.2 and later`."""
+        bounds = {spec.operator: spec.version for spec in SpecifierSet(self.vllm)}
+        first, last = bounds.get(">="), bounds.get("<=")
+        if first and last:
+            return f"{first} to {last}"
+        return f"{first} and later" if first else self.vllm
 
 
 class Parallel(Model):
@@ -59,27 +150,112 @@ class Parallel(Model):
     def ranks(self) -> int:
         return self.tensor * self.pipeline * self.data
 
+    def __str__(self) -> str:
+        """`TP4`, `TP8+EP`, `DP8+EP`."""
+        sizes = (("TP", self.tensor), ("PP", self.pipeline), ("DP", self.data))
+        words = [f"{name}{size}" for name, size in sizes if size > 1]
+        return "+".join([*(words or ["TP1"]), *(["EP"] if self.expert else [])])
+
+
+class Setting(Model):
+    """A flag's or variable's value, the source that gives it, and the vLLM versions that it is for."""
+
+    value: Argument
+    source: str
+    vllm: str = ""
+    why: str | None = None
+
+
+class Claim(Model):
+    """What a guide says that hardware holds: total KV tokens of a recipe on so many GPUs of a kind."""
+
+    models: list[str]
+    recipe: str
+    gpu: str
+    gpus: Annotated[int, Field(ge=1)]
+    tokens: Tokens
+    source: str
+
+
+class Measurement(Model):
+    """A capacity that vLLM itself reported on real hardware ("GPU KV cache size"), in tokens."""
+
+    model: str
+    gpu: str
+    parallel: Parallel
+    vllm: str
+    utilisation: float
+    kv_cache_dtype: str
+    tokens: Tokens
+    source: str
+
 
 class Recipe(Model):
-    """A named way to serve, with the guide that it comes from."""
+    """A named way to serve, with the guide that it comes from.
+
+    `kinds` are the GPU kinds that the source names it for; others may serve as well. `models` restricts
+    it within its family (empty: all). `compute_capability` is a range, where kernels are for one
+    generation.
+    """
 
     family: str
+    title: str
     source: str
+    base: str | None = None
+    """The recipe that this is a variation of."""
     entrypoint: Literal["serve", "api_server"] = "serve"
+    device: Literal["gpu", "cpu"] = "gpu"
     parallel: Parallel
-    args: dict[str, Argument] = {}
-    env: dict[str, str] = {}
-    env_until: dict[str, str] = {}
-    """Variables that exist up to and including a vLLM version; left out for newer ones."""
+    kinds: list[str] = []
+    models: list[str] = []
+    compute_capability: str = ""
+    args: dict[str, Setting] = {}
+    env: dict[str, Setting] = {}
+
+    def arguments(self, vllm_version: str) -> dict[str, Argument]:
+        """The recipe's flags that are for this vLLM version."""
+        return _applying(self.args, vllm_version)
 
     def environment(self, vllm_version: str) -> dict[str, str]:
-        """The recipe's variables that this vLLM version knows."""
-        version = Version(vllm_version)
-        return {
-            name: value
-            for name, value in self.env.items()
-            if name not in self.env_until or version <= Version(self.env_until[name])
-        }
+        """The recipe's variables that are for this vLLM version."""
+        return {name: str(value) for name, value in _applying(self.env, vllm_version).items()}
+
+    def serves(self, name: str, card: ModelCard) -> bool:
+        return self.family == card.family and (not self.models or name in self.models)
+
+
+def _applying(settings: Mapping[str, Setting], vllm_version: str) -> dict[str, Argument]:
+    return {
+        name: setting.value
+        for name, setting in settings.items()
+        if holds(setting.vllm, vllm_version)
+    }
+
+
+@cache
+def holds(specifier: str, version: str) -> bool:
+    """Whether a version (its local part aside) is in a range; an empty range holds all."""
+    return SpecifierSet(specifier, prereleases=True).contains(Version(version).public)
+
+
+class Variation(Model):
+    """A change that a guide makes to several recipes: each is also there as `<recipe>-<name>`."""
+
+    title: str
+    source: str
+    recipes: list[str]
+    args: dict[str, Setting] = {}
+    env: dict[str, Setting] = {}
+
+
+class Contradiction(Model):
+    """Where the guides disagree with one another or with today's vLLM, and what the catalogue holds."""
+
+    topic: str
+    said: str
+    sources: list[str]
+    truth: str
+    reason: str
 
 
 class PinnedUv(Model):
@@ -91,33 +267,94 @@ class PinnedTool(Model):
     requirements: list[str]
 
 
+class CudaLine(Model):
+    """The CUDA that vLLM's wheels of a version range are for, and the oldest driver branch for it."""
+
+    backend: str
+    version: str
+    vllm: str
+    driver: int
+    cure: str
+
+
 class Tools(Model):
     release_bytes: int
+    cuda: list[CudaLine]
     uv: PinnedUv
     hub: PinnedTool
     packages: list[str]
 
 
 class Catalog(Model):
+    """`recipes` by family and name: `("minimax-m2", "tp4")`."""
+
     models: dict[str, ModelCard]
-    recipes: dict[str, Recipe]
+    recipes: dict[tuple[str, str], Recipe]
+    claims: list[Claim]
+    measurements: list[Measurement]
     gpus: dict[str, GpuKind]
+    sources: dict[str, Source]
+    contradictions: list[Contradiction]
     tools: Tools
+
+    def recipes_of(self, model: str) -> dict[str, Recipe]:
+        """The recipes that serve a model, by name."""
+        card = self.models[model]
+        return {
+            name: recipe for (_, name), recipe in self.recipes.items() if recipe.serves(model, card)
+        }
 
 
 @cache
 def catalog() -> Catalog:
     """The catalogue that ships with this version."""
     models: dict[str, ModelCard] = {}
-    recipes: dict[str, Recipe] = {}
-    for family in ("minimax-m1", "minimax-m2"):
+    recipes: dict[tuple[str, str], Recipe] = {}
+    claims: list[Claim] = []
+    measurements: list[Measurement] = []
+    for family in FAMILIES:
         document = _yaml(f"{family}.yaml")
         for name, card in document["models"].items():
             models[name] = ModelCard(family=family, **card)
-        for name, recipe in document["recipes"].items():
-            recipes[name] = Recipe(family=family, **recipe)
-    gpus = {name: GpuKind(**kind) for name, kind in _yaml("gpus.yaml").items()}
-    return Catalog(models=models, recipes=recipes, gpus=gpus, tools=Tools(**_yaml("tools.yaml")))
+        claims.extend(Claim(**claim) for claim in document.get("claims", []))
+        measurements.extend(Measurement(**row) for row in document.get("measurements", []))
+        own = {
+            name: Recipe(family=family, **recipe) for name, recipe in document["recipes"].items()
+        }
+        own |= dict(_varied(own, document.get("variations", {})))
+        recipes.update({(family, name): recipe for name, recipe in own.items()})
+    return Catalog(
+        models=models,
+        recipes=recipes,
+        claims=claims,
+        measurements=measurements,
+        gpus={name: GpuKind(**kind) for name, kind in _yaml("gpus.yaml").items()},
+        sources={name: Source(**source) for name, source in _yaml("sources.yaml").items()},
+        contradictions=[Contradiction(**row) for row in _yaml("contradictions.yaml")["rows"]],
+        tools=Tools(**_yaml("tools.yaml")),
+    )
+
+
+def _varied(
+    recipes: Mapping[str, Recipe], documents: Mapping[str, dict[str, Any]]
+) -> Iterator[tuple[str, Recipe]]:
+    """Each recipe with each set of the variations that name it: `tp4-piecewise-responses`."""
+    variations = {name: Variation(**document) for name, document in documents.items()}
+    for name, recipe in recipes.items():
+        own = [key for key, variation in variations.items() if name in variation.recipes]
+        for chosen in _subsets(own):
+            titles, args, env = [recipe.title], dict(recipe.args), dict(recipe.env)
+            for key in chosen:
+                titles.append(variations[key].title)
+                args.update(variations[key].args)
+                env.update(variations[key].env)
+            changes = {"title": ", ".join(titles), "args": args, "env": env, "base": name}
+            yield "-".join([name, *chosen]), recipe.model_copy(update=changes)
+
+
+def _subsets(names: list[str]) -> Iterable[tuple[str, ...]]:
+    for size in range(1, len(names) + 1):
+        yield from combinations(names, size)
 
 
 def _yaml(name: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ MANAGED_FLAGS = {
     "served-model-name": "model",
     "host": "port",
     "port": "port",
+    "uds": "port",
+    "config": "args",
     "api-key": "api_key",
     "tensor-parallel-size": "recipe",
     "pipeline-parallel-size": "recipe",
@@ -45,8 +47,13 @@ _SYSTEMD_PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 
 
 def flag_name(name: str) -> str:
-    """`--enable_expert_parallel` and `enable-expert-parallel` are one flag: the latter."""
-    return name.removeprefix("--").replace("_", "-")
+    """`--enable_expert_parallel` and `enable-expert-parallel` are one flag: the latter.
+
+    What follows a dot is a field of the option's JSON, whose underscores stay:
+    `attention-config.indexer_kv_dtype`.
+    """
+    option, dot, field = name.removeprefix("--").partition(".")
+    return f"{option.replace('_', '-')}{dot}{field}"
 
 
 def flag(name: str, value: Argument) -> tuple[str, ...]:
@@ -72,13 +79,13 @@ def parallel_flags(parallel: Parallel) -> Iterable[tuple[str, ...]]:
         yield flag("enable-expert-parallel", True)
 
 
-def options(service: Service, recipe: Recipe, vllm_version: str) -> tuple[tuple[str, ...], ...]:
-    """Every option of a service, each as its own tuple of words, in a fixed order.
+def arguments(service: Service, recipe: Recipe, vllm_version: str) -> dict[str, Argument]:
+    """A service's flags by name, but for those of its place: model, ports and ranks.
 
-    A site's `args` override the recipe's, and None takes one away; what the plan manages (ports,
-    parallelism, …) comes from the service's own keys.
+    A site's `args` override the recipe's, and None takes one away; what the plan manages comes from
+    the service's own keys.
     """
-    merged: dict[str, Argument] = {flag_name(name): value for name, value in recipe.args.items()}
+    merged = {flag_name(name): value for name, value in recipe.arguments(vllm_version).items()}
     merged.update((flag_name(name), value) for name, value in service.args.items())
     if service.max_model_len is not None:
         merged["max-model-len"] = service.max_model_len
@@ -86,6 +93,11 @@ def options(service: Service, recipe: Recipe, vllm_version: str) -> tuple[tuple[
         merged["gpu-memory-utilization"] = service.gpu_memory_utilization
     if Version(vllm_version) >= SHUTDOWN_TIMEOUT_SINCE:
         merged["shutdown-timeout"] = service.drain_timeout_s
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def options(service: Service, recipe: Recipe, vllm_version: str) -> tuple[tuple[str, ...], ...]:
+    """Every option of a service, each as its own tuple of words, in a fixed order."""
     return tuple(
         words
         for words in (
@@ -93,7 +105,10 @@ def options(service: Service, recipe: Recipe, vllm_version: str) -> tuple[tuple[
             flag("host", "127.0.0.1"),
             flag("port", engine_port(service)),
             *parallel_flags(recipe.parallel),
-            *(flag(name, value) for name, value in merged.items()),
+            *(
+                flag(name, value)
+                for name, value in arguments(service, recipe, vllm_version).items()
+            ),
         )
         if words
     )
@@ -112,6 +127,12 @@ def program(recipe: Recipe, release: str, model_path: str) -> tuple[str, ...]:
     return (f"{release}/bin/vllm", "serve", model_path)
 
 
+def variables(service: Service, recipe: Recipe, vllm_version: str) -> dict[str, str]:
+    """The recipe's variables and the site's, which come before them; None takes one away."""
+    merged: dict[str, str | None] = {**recipe.environment(vllm_version), **service.env}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
 def environment(
     service: Service, recipe: Recipe, vllm_version: str, *, release: str, state: str
 ) -> dict[str, str]:
@@ -127,9 +148,7 @@ def environment(
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, service.gpus))
     if Version(vllm_version) >= ENGINE_READY_TIMEOUT_SINCE:
         env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(service.gate.ready_timeout_s)
-    env.update(recipe.environment(vllm_version))
-    env.update(service.env)
-    return env
+    return env | variables(service, recipe, vllm_version)
 
 
 def systemd_word(word: str) -> str:

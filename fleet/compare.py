@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from fleet.plan import PROXY_UNIT, SYSCTL, USER, File, HostPlan
+from fleet.plan import SYSCTL, USER, File, HostPlan
 
 
 def files_to_write(files: Iterable[File], seen: Mapping[str, Any]) -> list[File]:
@@ -44,25 +44,24 @@ def packages_differ(packages: Mapping[str, str | None], seen: Mapping[str, Any])
     return False
 
 
-def stale_services(plan: HostPlan, seen: Mapping[str, Any]) -> list[str]:
-    """Services whose *running process* is not the plan's, or never passed the gate; retired ones too."""
-    stale = []
-    for service in plan.services:
-        unit = seen["units"][service.unit]
-        passed = (seen["records"].get(service.name) or {}).get("stamp")
-        good = unit["active"] == "active" and unit["stamp"] == passed == service.stamp
-        if not (good and unit["enabled"]) or service.name in seen["draining"]:
-            stale.append(service.name)
-    planned = {service.name for service in plan.services}
-    return stale + sorted(name for name in seen["records"] if name not in planned)
+def stale_services(plan: HostPlan, seen: Mapping[str, Any]) -> dict[str, str]:
+    """Services that must be cut over, each with why: those of the plan, then those that left it.
+
+    The host judges that itself (`due` of files/fleet_host.py), by what a cut-over goes by: so whatever
+    puts a host into a wave is put right there.
+    """
+    due = seen["due"]
+    stale = {unit.name: due["services"].get(unit.name) for unit in plan.services}
+    return {name: why for name, why in stale.items() if why} | dict.fromkeys(
+        due["gone"], "it is not in the plan"
+    )
 
 
-def proxy_is_stale(plan: HostPlan, seen: Mapping[str, Any]) -> bool:
-    unit = seen["units"][PROXY_UNIT]
-    loaded = (seen["proxy"] or {}).get("stamp")
-    return bool(unit["active"] != "active" or not unit["enabled"] or loaded != plan.proxy_stamp)
+def proxy_is_stale(seen: Mapping[str, Any]) -> bool:
+    """Does nginx or its unit differ from the plan?"""
+    return seen["due"]["proxy"] is not None
 
 
 def must_cut_over(plan: HostPlan, seen: Mapping[str, Any]) -> bool:
     """Does this host belong to a wave?"""
-    return bool(stale_services(plan, seen)) or proxy_is_stale(plan, seen)
+    return bool(stale_services(plan, seen)) or proxy_is_stale(seen)

@@ -23,6 +23,12 @@ class Branch(Model):
     persistence_daemon: str
     fabric_manager: str | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """All packages of the branch, for machines with NVSwitches or without."""
+        fabric_manager = [self.fabric_manager] if self.fabric_manager else []
+        return [self.kernel_module, *self.userspace, self.persistence_daemon, *fabric_manager]
+
 
 class System(Model):
     """A distribution; `pin` names all packages that must be of the driver's version."""
@@ -49,10 +55,15 @@ def driver_packages(driver: Driver | None, system: str, *, nvswitch: bool) -> di
     branch = _branch(driver, system)
     if driver is None or branch is None:
         return {}
-    names = [branch.kernel_module, *branch.userspace, branch.persistence_daemon]
-    if nvswitch and branch.fabric_manager is not None:
-        names.append(branch.fabric_manager)
+    names = [name for name in branch.names if nvswitch or name != branch.fabric_manager]
     return dict.fromkeys(names, branch.package_version.format(version=driver.version))
+
+
+def known_packages(system: str) -> list[str]:
+    """Every package that a driver of any branch asks for on a distribution: what may be held by us."""
+    table = _table()[1].get(system)
+    branches = table.branches.values() if table else ()
+    return sorted({name for branch in branches for name in branch.names})
 
 
 def kernel_headers(kernel: str) -> str:

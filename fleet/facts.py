@@ -11,6 +11,7 @@ import json
 import socket
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -63,6 +64,14 @@ def _answer(output: list[str]) -> Any:
         raise FactProcessError(f"no JSON from the host: {output[-1][:200]}") from error
 
 
+class Input(list[str]):
+    """Lines for a fact's standard input, which pyinfra's -v would print: the program and its question."""
+
+    @override
+    def __str__(self) -> str:
+        return "…"
+
+
 @dataclass(frozen=True)
 class Seen:
     """A host's state and when it was taken, with the host's clock minus ours in seconds."""
@@ -99,14 +108,24 @@ def seen() -> Seen:
     host = current_host
     if host.name not in _seen:
         send_at_once(host)
-        question = json.dumps(plan().question())
         began = time.time()
-        state = host.get_fact(HostState, _stdin=[packed_program(), question])
-        if not state:
-            raise PyinfraError(f"{host.name}: the host could not be looked at; see above")
+        state = look()
         offset = state["time"] - (began + time.time()) / 2
         _seen[host.name] = Seen(state=state, clock_offset_s=offset)
     return _seen[host.name]
+
+
+def look() -> dict[str, Any]:
+    """The current host's state as it is now."""
+    state = ask(HostState, plan().question())
+    if not state:
+        raise PyinfraError(f"{current_host.name}: the host could not be looked at; see above")
+    return dict(state)
+
+
+def ask(fact: type[FactBase[Any]], request: Mapping[str, Any]) -> Any:
+    """A fact of ours about the current host, which is brought the program with the request."""
+    return current_host.get_fact(fact, _stdin=Input([packed_program(), json.dumps(request)]))
 
 
 def end_run_on_failure() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import requests
 
@@ -42,17 +43,21 @@ def ask(service: ServicePlan, address: str) -> Answer:
                 headers=headers,
                 timeout=(CONNECT_TIMEOUT_S, timeout_s),
             )
-        if not response.ok:
-            raise NoAnswerError(
-                f"{expected}, got HTTP {response.status_code}: {response.text[:200]}"
-            )
-        message = response.json()["choices"][0]["message"]
+        text = answered(response.json()) if response.ok else ""
     except requests.Timeout as error:
         raise NoAnswerError(f"{expected} within {timeout_s} s, got none") from error
-    except (requests.RequestException, ValueError, KeyError, IndexError, TypeError) as error:
+    except Exception as error:
+        # Whatever a server answers: any other exception would end the run, and for every host.
         raise NoAnswerError(f"{expected}, got {type(error).__name__}: {error}") from error
-    parts = (message.get(key) for key in ("reasoning", "reasoning_content", "content"))
-    text = " ".join(part for part in parts if part)
+    if not response.ok:
+        raise NoAnswerError(f"{expected}, got HTTP {response.status_code}: {response.text[:200]}")
     if "\N{REPLACEMENT CHARACTER}" in text or not re.search(pattern, text):
         raise NoAnswerError(f"{expected}, got {text[:200]!r}")
     return Answer(text=text, seconds=time.monotonic() - began)
+
+
+def answered(document: Any) -> str:
+    """Text of a chat completion, reasoning and all. Raises whatever another shape leads to."""
+    message = document["choices"][0]["message"]
+    parts = (message.get(key) for key in ("reasoning", "reasoning_content", "content"))
+    return " ".join(part for part in parts if part)

@@ -21,7 +21,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fleet.errors import Problem, SiteError, did_you_mean
-from fleet.plan import HostPlan, Planner
+from fleet.plan import HostPlan
+from fleet.planner import RECIPE_FILES, Planner, Texts
 from fleet.spec import HostSpec, SecretReference
 from fleet.waves import batch_size, waves
 
@@ -57,12 +58,11 @@ class Site:
     """Host name to the address of its public ports."""
 
     def waves(self, hosts: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-        """The order in which these hosts are cut over. A share as batch size is of the whole run, so
-        that fewer hosts never make more waves."""
+        """The order in which these hosts are cut over. The size of a batch is the whole run's, the
+        smallest of its groups', so that fewer hosts never make more waves."""
         plans = [self.plans[name] for name in hosts]
-        if not plans:
-            return ()
-        size = batch_size(plans[0].spec.rollout.batch, len(self.plans))
+        sizes = (plan.spec.rollout.batch for plan in self.plans.values())
+        size = min(batch_size(batch, len(self.plans)) for batch in sizes)
         return waves([(plan.name, plan.group) for plan in plans], size)
 
 
@@ -152,13 +152,13 @@ def select(
 def _run(path: Path) -> dict[str, Any]:
     try:
         return runpy.run_path(str(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = _line_of(error, path)
         what = f"{type(error).__name__}: {error}"
         raise SiteError([Problem(f"{path}{line}", what.splitlines()[0])]) from error
 
 
-def _line_of(error: Exception, path: Path) -> str:
+def _line_of(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f":{error.lineno}"
     frame, line = error.__traceback__, ""
@@ -241,7 +241,8 @@ def _refuse_secret(where: str, value: object, problems: list[Problem]) -> None:
 
 def _imported(file: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    # As bytes, for a file may declare an encoding of its own.
+    for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names.update(alias.asname or alias.name.split(".")[0] for alias in node.names)
     return names
@@ -314,6 +315,11 @@ def _merge(  # noqa: PLR0913
 def _check_addresses(path: Path, hosts: Sequence[Host], problems: list[Problem]) -> None:
     names: dict[tuple[str, int], str] = {}
     for host in hosts:
+        port = host.data.get("ssh_port", 22)
+        if not isinstance(port, int):
+            where = f"{host.origins['ssh_port']}: ssh_port"
+            problems.append(Problem(where, f"expected int, got {type(port).__name__}"))
+            continue
         other = names.setdefault(host.address, host.name)
         if other != host.name:
             address = host.address[0]
@@ -363,9 +369,10 @@ def _plan_one(  # noqa: PLR0913
     try:
         spec = HostSpec.model_validate(data)
     except ValidationError as error:
-        problems.extend(_explain(error, host, path))
+        problems.extend(_explain(error, host, path, data))
         return None
-    planner = Planner(host.origins, _secrets(spec, cwd), _keys(spec, cwd))
+    texts = Texts(_secrets(spec, cwd), _keys(spec, cwd), _documents(spec, cwd))
+    planner = Planner(host.origins, texts)
     plan = planner.plan(host.name, group, spec)
     problems.extend(planner.problems)
     return plan
@@ -378,21 +385,47 @@ def _secrets(spec: HostSpec, cwd: Path) -> dict[SecretReference, str]:
         if reference.env is not None:
             value = os.environ.get(reference.env, "")
         else:
-            file = cwd / str(reference.file)
-            value = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+            value = _text(str(reference.file), cwd).strip()
         if value:
             secrets[reference] = value
     return secrets
 
 
 def _keys(spec: HostSpec, cwd: Path) -> dict[str, str]:
-    """Texts of the public keys of this host's apt repositories; a missing one is simply absent."""
-    paths = {repository.key for repository in spec.mirrors.apt.values()}
-    files = {path: cwd / path for path in paths}
-    return {
-        path: file.read_text(encoding="utf-8") for path, file in files.items() if file.is_file()
-    }
+    """Texts of the public keys of this host's apt repositories."""
+    return _texts((repository.key for repository in spec.mirrors.apt.values()), cwd)
 
+
+def _documents(spec: HostSpec, cwd: Path) -> dict[str, str]:
+    """Texts of the recipe files that services name, and of their models' config.json."""
+    named = [service.model for service in spec.services if service.model.endswith(RECIPE_FILES)]
+    configs = [service.model_config_file for service in spec.services]
+    return _texts([*named, *filter(None, configs)], cwd)
+
+
+def _texts(paths: Iterable[str], cwd: Path) -> dict[str, str]:
+    """Contents by path; a missing file is simply absent."""
+    return {path: _text(path, cwd) for path in paths if (cwd / path).is_file()}
+
+
+def _text(path: str, cwd: Path) -> str:
+    """Contents of a file, "" where there is none. Raises SiteError for one that cannot be read as text."""
+    try:
+        return (cwd / path).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise SiteError([Problem(path, f"cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        what = (
+            "is not text (UTF-8); a key in binary form is made text by "
+            f"`gpg --no-default-keyring --keyring ./{path} --export --armor`"
+        )
+        raise SiteError([Problem(path, what)]) from error
+
+
+Place = tuple[int | str, ...]
+"""Keys and indices that lead to a value in group data."""
 
 TYPES = {
     "int_type": "int",
@@ -407,23 +440,50 @@ TYPES = {
 }
 
 
-def _explain(error: ValidationError, host: Host, path: Path) -> Iterator[Problem]:
+def _explain(
+    error: ValidationError, host: Host, path: Path, data: Mapping[str, Any]
+) -> Iterator[Problem]:
     """pydantic's findings as one line each: file, path within it, what is wrong, what is meant."""
-    for finding in error.errors():
-        location = finding["loc"]
-        where = f"{host.origins.get(str(location[0]), f'{path}: {host.name}')}: {dotted(location)}"
-        kind, value = finding["type"], finding["input"]
+    findings = [
+        (_place(finding["loc"], data, wrong_type=finding["type"] in TYPES), finding)
+        for finding in error.errors()
+    ]
+    wrong_types: dict[Place, list[str]] = {}
+    for place, finding in findings:
+        where = f"{host.origins.get(str(place[0]), f'{path}: {host.name}')}: {dotted(place)}"
+        kind = finding["type"]
         if kind == "extra_forbidden":
-            hint = did_you_mean(str(location[-1]), _fields(location[:-1]))
+            hint = did_you_mean(str(place[-1]), _fields(place[:-1]))
             yield Problem(where, f"unknown key{hint or '; no such key here'}")
         elif kind == "missing":
             yield Problem(where, f"missing; set it in group_data/{host.groups[0]}.py")
         elif kind in TYPES:
-            yield Problem(where, f"expected {TYPES[kind]}, got {type(value).__name__}")
+            # Members of a union are tried one after another; what is wrong within one says more.
+            if not any(other[: len(place)] == place and other != place for other, _ in findings):
+                wrong_types.setdefault(place, []).append(TYPES[kind])
+                if len(wrong_types[place]) == sum(other == place for other, _ in findings):
+                    expected = " or ".join(dict.fromkeys(wrong_types[place]))
+                    got = type(finding["input"]).__name__
+                    yield Problem(where, f"expected {expected}, got {got}")
         elif kind == "value_error":
             yield Problem(where, str(finding["ctx"]["error"]))
         else:
             yield Problem(where, finding["msg"][0].lower() + finding["msg"][1:])
+
+
+def _place(location: Place, data: Any, *, wrong_type: bool) -> Place:
+    """A finding's place in group data: pydantic adds which member of a union it tried."""
+    found: list[int | str] = []
+    for index, part in enumerate(location):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            last = index == len(location) - 1
+            if last and not wrong_type:
+                found.append(part)
+        else:
+            found.append(part)
+    return tuple(found)
 
 
 def dotted(location: Iterable[int | str]) -> str:

@@ -20,6 +20,7 @@ from pyinfra.connectors.util import CommandOutput
 from typing_extensions import override
 
 from fleet import facts
+from fleet.compare import proxy_is_stale, stale_services
 from fleet.facts import BOOTSTRAP, GateResults, packed_program
 from fleet.health import Answer, NoAnswerError, ask
 from fleet.plan import PROGRAM, File, HostPlan, ServicePlan
@@ -64,6 +65,35 @@ def fail(state: State, host: Host, problems: Sequence[str]) -> bool:
         for line in problem.splitlines():
             host.log_styled(line, fg="red", log_func=logger.error)
     return False
+
+
+@operation()
+def confirm(needed: bool) -> Commands:
+    """
+    Fail this host if it still differs from its plan once its wave is over.
+
+    + needed: False where the host was as planned when the run began; it is not asked again
+    """
+    if not needed:
+        host.noop("the host was as planned")
+        return
+    if not state.is_executing:
+        # Before the waves it differs; what counts is what is there after them.
+        return
+    left = unlike_plan(facts.plan(), facts.look())
+    if left:
+        yield FunctionCommand(fail, (left,), {})
+
+
+def unlike_plan(plan: HostPlan, seen: Mapping[str, Any]) -> list[str]:
+    """What of a host is not what its plan says, for a person; empty when all is."""
+    why = dict(stale_services(plan, seen))
+    if proxy_is_stale(seen):
+        why["the proxy"] = seen["due"]["proxy"]
+    if not why:
+        return []
+    what = ", ".join(f"{name} ({reason})" for name, reason in why.items())
+    return [f"{what}: still not what the plan says after the last wave; roll out once more"]
 
 
 @operation()
@@ -117,12 +147,19 @@ def answer_or_error(service: ServicePlan, address: str) -> Answer | NoAnswerErro
 
 
 def gate(plan: HostPlan, *, answer: bool, only: str | None = None) -> list[dict[str, Any]]:
-    """The gate's results on the host, in the order of the services."""
+    """The gate's results on the host, in the order of the services; an error each if it says nothing."""
     services = [
         service.request() for service in plan.services if only is None or service.name == only
     ]
-    request = json.dumps({"services": services, "answer": answer})
-    return list(host.get_fact(GateResults, _stdin=[packed_program(), request]) or [])
+    silent = [
+        {
+            "name": service["name"],
+            "error": "its host does not say how it is; see above",
+            "journal": [],
+        }
+        for service in services
+    ]
+    return list(facts.ask(GateResults, {"services": services, "answer": answer}) or silent)
 
 
 def explain(result: Mapping[str, Any]) -> str:
@@ -159,7 +196,7 @@ def job(verb: str, request: Mapping[str, Any], needed: bool) -> Commands:
     """
     Carry out a long verb of the host program as a transient unit, following its lines.
 
-    + verb: packages, release, weights or cutover
+    + verb: packages, driver, release, weights or cutover
     + request: what it is told
     + needed: False where the host is seen to have it already
     """

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import NoReturn
 
 import click
-from pyinfra_cli.util import parse_cli_arg
 
 from fleet import facts, inventory
 from fleet.errors import BAD_INPUT, SiteError
@@ -56,6 +55,9 @@ def refuse(*lines: str) -> NoReturn:
 
 
 def _overrides(data: tuple[str, ...]) -> dict[str, object]:
+    # pyinfra's command line changes the whole process as soon as it is imported.
+    from pyinfra_cli.util import parse_cli_arg
+
     values = {}
     for assignment in data:
         key, separator, value = assignment.partition("=")

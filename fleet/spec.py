@@ -7,21 +7,125 @@ group data is plain Python literals.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$"
+PLAIN_WORDS = r"^[A-Za-z0-9._/ -]*$"
 VERSION = r"^[0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc|\.post|\.dev)[0-9]+)?(?:\+[a-z0-9.]+)?$"
 
+LARGEST = 2**63 - 1
+RESERVED_NAME = re.compile(r"proxy|job-.*")
+"""Units of our own are called so: minimax-proxy.service, minimax-job-….service."""
+REPOSITORY = re.compile(r"(?!\.)[A-Za-z0-9._-]+/(?!\.)[A-Za-z0-9._-]+")
+
+
+def _argument(value: object) -> object:
+    """Text, numbers, truth, None, and lists and dicts of these: what JSON can say."""
+    if isinstance(value, list):
+        return [_argument(item) for item in value]
+    if isinstance(value, dict):
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise ValueError(f"key {wrong!r} is no text")
+        return {key: _argument(item) for key, item in value.items()}
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        if abs(value) > LARGEST:
+            raise ValueError("no number of vLLM is as large as that")
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    what = repr(value) if isinstance(value, float) else type(value).__name__
+    raise ValueError(f"expected text, a number, True, None, a list or a dict, got {what}")
+
+
+CREDENTIALS = re.compile(r"https?://[^/\s]*@")
+
+
+def _url(value: str) -> str:
+    _refuse_credentials(value)
+    if not re.fullmatch(r"https?://[^\s/]+(?:/\S*)?", value):
+        raise ValueError(f"{value!r} is no address; write http://… or https://…")
+    return value
+
+
+def _refuse_credentials(value: str) -> None:
+    """uv and pip read netrc, apt its own files; huggingface_hub takes none for its addresses."""
+    if CREDENTIALS.search(value):
+        raise ValueError(
+            "holds credentials, which would reach command lines and logs; put those of the package "
+            "index into root's ~/.netrc on the hosts, those of apt into /etc/apt/auth.conf.d there; a "
+            "hub must do without"
+        )
+
+
+def _repository(value: str) -> str:
+    if not REPOSITORY.fullmatch(value):
+        raise ValueError(f"{value!r} is no repository; write owner/name")
+    return value
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
-Argument = str | int | float | bool | list[Any] | dict[str, Any] | None
+Argument = Annotated[
+    str | int | float | bool | list[Any] | dict[str, Any] | None, PlainValidator(_argument)
+]
+Url = Annotated[str, AfterValidator(_url)]
+Repository = Annotated[str, AfterValidator(_repository)]
+
+
+def _commit(revision: str) -> str:
+    if not COMMIT.fullmatch(revision):
+        raise ValueError(
+            f"{revision!r} is not a commit; pin it: give the 40-hex id of the revision"
+        )
+    return revision
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class GpuKind(Model):
+    """A GPU as nvidia-smi reports it; `memory_mib` is its memory.total in MiB."""
+
+    name: str
+    memory_mib: Annotated[int, Field(ge=1, le=LARGEST)]
+    compute_capability: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]$")]
+    nvswitch: bool
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_mib << 20
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """`(9, 0)`, to be compared."""
+        major, minor = self.compute_capability.split(".")
+        return int(major), int(minor)
+
+    @property
+    def fp8(self) -> bool:
+        """Tensor cores for FP8: Ada (8.9) and Hopper (9.0) were the first."""
+        return self.capability >= (8, 9)
+
+    @property
+    def fp4(self) -> bool:
+        """Tensor cores for FP4: Blackwell (10.0 and 12.0) was the first."""
+        return self.capability >= (10, 0)
 
 
 class AptRepository(Model):
@@ -31,19 +135,19 @@ class AptRepository(Model):
     `key` is the path on the control machine of the repository's public key, ASCII-armoured.
     """
 
-    url: str
-    suites: str = "/"
-    components: str = ""
+    url: Url
+    suites: Annotated[str, Field(pattern=PLAIN_WORDS)] = "/"
+    components: Annotated[str, Field(pattern=PLAIN_WORDS)] = ""
     key: str
 
 
 class Mirrors(Model):
     """Where hosts fetch from. What is not given is the tool's own default on that host."""
 
-    apt: dict[str, AptRepository] = {}
-    index: str | None = None
+    apt: dict[Annotated[str, Field(pattern=NAME)], AptRepository] = {}
+    index: Url | None = None
     """Python package index (PEP 503) for uv and pip."""
-    hub: str | None = None
+    hub: Url | None = None
     """Hugging Face hub or a mirror of it: `HF_ENDPOINT`."""
 
 
@@ -64,16 +168,31 @@ class Vllm(Model):
     finds or fetches. `packages` are further pinned requirements of the same release.
     """
 
-    channel: Literal["stable"] = "stable"
+    channel: Literal["stable", "nightly", "source"] = "stable"
     version: Annotated[str, Field(pattern=VERSION)]
+    commit: str | None = None
+    """Of a nightly or a source build: vLLM's own commit. A branch or a date would move."""
     python: str = "/usr/bin/python3"
     torch_backend: str | None = None
     packages: list[str] = []
+
+    @model_validator(mode="after")
+    def _commit_of_channel(self) -> Vllm:
+        if self.channel == "stable":
+            if self.commit is not None:
+                raise ValueError("commit is for the channels nightly and source; leave it out")
+        elif self.commit is None or not COMMIT.fullmatch(self.commit):
+            given = "no commit" if self.commit is None else f"{self.commit!r}"
+            raise ValueError(
+                f"channel {self.channel!r} with {given}: pin it, give commit as 40 hex digits"
+            )
+        return self
 
     @field_validator("packages")
     @classmethod
     def _pinned(cls, packages: list[str]) -> list[str]:
         for requirement in packages:
+            _refuse_credentials(requirement)
             if "==" not in requirement and " @ " not in requirement:
                 raise ValueError(f"{requirement!r} is not pinned; write name==version")
         return packages
@@ -95,9 +214,9 @@ class SecretReference(Model):
 class Gate(Model):
     """What a started service must do before it counts as serving. Times in seconds."""
 
-    ready_timeout_s: Annotated[int, Field(ge=1)] = 3600
-    answer_timeout_s: Annotated[int, Field(ge=1)] = 300
-    max_tokens: Annotated[int, Field(ge=1)] = 2048
+    ready_timeout_s: Annotated[int, Field(ge=1, le=LARGEST)] = 3600
+    answer_timeout_s: Annotated[int, Field(ge=1, le=LARGEST)] = 300
+    max_tokens: Annotated[int, Field(ge=1, le=LARGEST)] = 2048
     expect: str | None = None
     """Regular expression that the answer to the guides' question must match; the model's own if absent."""
 
@@ -115,37 +234,40 @@ class Gate(Model):
 class Service(Model):
     """One `vllm serve` on a host.
 
-    `model` names an entry of the catalogue (its parsers, limits and licence); `repository` is where the
-    weights really come from when that is a fork or a private copy. `recipe` is a named way to serve of
-    the catalogue; `args` and `env` add to it or override it: `True` is a bare flag, `None` removes one,
-    a list or dict is passed as JSON.
+    `model` names an entry of the catalogue (its parsers, limits and licence), or a recipe file in the
+    schema of vllm-project/recipes (`recipes/DeepSeek-V3.yaml`); `repository` is where the weights really
+    come from when that is a fork or a private copy. `recipe` is a named way to serve of the catalogue,
+    or a strategy of the recipe file; `args` and `env` add to it or override it: `True` is a bare flag,
+    `None` takes one away, a list or dict is passed as JSON.
     """
 
     name: Annotated[str, Field(pattern=NAME)]
     model: str
     revision: str
-    repository: str | None = None
+    repository: Repository | None = None
     recipe: str
-    gpus: list[Annotated[int, Field(ge=0)]] = []
+    variant: str = "default"
+    """Of a recipe file: which of its checkpoints."""
+    features: list[str] | None = None
+    """Of a recipe file: which of its features; None for those that it has on by default."""
+    model_config_file: str | None = None
+    """Of a recipe file: the model's config.json on this machine, for the memory arithmetic."""
+    gpus: list[Annotated[int, Field(ge=0, le=LARGEST)]] = []
     port: Port
     engine_port: Port | None = None
     """Loopback port of vLLM itself; the public port belongs to the proxy. Default: public port + 10000."""
-    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    max_model_len: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     gpu_memory_utilization: float | None = None
-    drain_timeout_s: Annotated[int, Field(ge=0)] = 300
+    drain_timeout_s: Annotated[int, Field(ge=0, le=LARGEST)] = 300
     api_key: SecretReference | None = None
     args: dict[str, Argument] = {}
-    env: dict[str, str] = {}
+    env: dict[str, str | None] = {}
     gate: Gate = Gate()
 
     @field_validator("revision")
     @classmethod
     def _pinned(cls, revision: str) -> str:
-        if not COMMIT.fullmatch(revision):
-            raise ValueError(
-                f"{revision!r} is not a commit; pin it: give the 40-hex id of the revision"
-            )
-        return revision
+        return _commit(revision)
 
     @field_validator("gpu_memory_utilization")
     @classmethod
@@ -155,9 +277,16 @@ class Service(Model):
             raise ValueError(f"{value:g} is not in (0, 1]{hint}")
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if RESERVED_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is a name of our own units; choose another")
+        return name
+
     @field_validator("env")
     @classmethod
-    def _environment_names(cls, env: dict[str, str]) -> dict[str, str]:
+    def _environment_names(cls, env: dict[str, str | None]) -> dict[str, str | None]:
         for name in env:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"{name!r} is no name for an environment variable")
@@ -198,15 +327,23 @@ class Paths(Model):
 class HostSpec(Model):
     """All that group data says about one host."""
 
-    gpu: str | None = None
-    """GPU kind of the catalogue (`h20-141`); None for a host that serves on its CPU."""
-    gpu_count: Annotated[int, Field(ge=0)] = 0
+    gpu: str | GpuKind | None = None
+    """GPU kind of the catalogue (`h20-141`) or one that the catalogue lacks, described; None for a host
+    that serves on its CPU."""
+    gpu_count: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     driver: Driver | None = None
     packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]] = []
     """Further distribution packages, at whatever version the repositories have."""
+    reviewed_revisions: list[str] = []
+    """Commits of model repositories whose Python the site has looked at, for --trust-remote-code."""
     vllm: Vllm
     services: list[Service]
     mirrors: Mirrors = Mirrors()
     rollout: Rollout = Rollout()
     paths: Paths = Paths()
     clock_tolerance_s: Annotated[float, Field(gt=0)] = 60.0
+
+    @field_validator("reviewed_revisions")
+    @classmethod
+    def _commits(cls, revisions: list[str]) -> list[str]:
+        return [_commit(revision) for revision in revisions]

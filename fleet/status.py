@@ -6,33 +6,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fleet.compare import stale_services
+from fleet.compare import proxy_is_stale, stale_services
+from fleet.documents import changes
 from fleet.plan import HostPlan, ServicePlan
 
 
 def describe(plan: HostPlan, seen: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row for each service of a host."""
-    stale = set(stale_services(plan, seen))
-    return [_row(plan, service, seen, service.name in stale) for service in plan.services]
+    stale = stale_services(plan, seen)
+    proxy = f"the proxy: {seen['due']['proxy']}" if proxy_is_stale(seen) else None
+    return [_row(plan, one, seen, stale.get(one.name) or proxy) for one in plan.services]
 
 
 def _row(
-    plan: HostPlan, service: ServicePlan, seen: Mapping[str, Any], stale: bool
+    plan: HostPlan, service: ServicePlan, seen: Mapping[str, Any], why: str | None
 ) -> dict[str, Any]:
+    """`why`: what of the service, or of the proxy before it, is not as planned; None where all is."""
     unit = seen["units"][service.unit]
     record = seen["records"].get(service.name) or {}
     passed = record.get("stamp") == service.stamp == unit["stamp"]
-    kind = f"{plan.spec.gpu_count}×{plan.spec.gpu}" if plan.spec.gpu else "CPU"
+    kind = f"{plan.spec.gpu_count}×{plan.gpu_name}" if plan.gpu else "CPU"
     return {
         "host": plan.name,
         "GPUs": f"{ranges(service.gpus)} of {kind}" if service.gpus else kind,
         "vLLM": service.vllm_version,
         "model at revision": f"{service.weights.repository} @ {service.weights.revision[:12]}",
         "unit": f"{service.unit}: {unit['active']}",
-        "gate": "passed" if passed else "differs from the plan" if stale else "not passed",
+        "gate": f"differs: {why}" if why else "passed",
         "start": f"{record['ready_s']:.1f} s" if passed else "",
         "first answer": f"{record['first_answer_s']:.2f} s" if passed else "",
-        "ok": not stale,
+        "ok": why is None,
     }
 
 
@@ -66,3 +69,32 @@ def _unreachable(plan: HostPlan) -> dict[str, Any]:
         ("GPUs", "vLLM", "model at revision", "unit", "gate", "start", "first answer"), ""
     )
     return {"host": plan.name, **empty, "gate": "cannot be reached", "ok": False}
+
+
+def differences(site: Any, inventory_file: Path) -> list[dict[str, Any]]:
+    """What a roll-out would restart on each host, and why; one question to each, nothing changed."""
+    from fleet.connection import states
+
+    found = states(site, inventory_file)
+    return [difference(site.plans[name], seen) for name, seen in found.items()]
+
+
+def difference(plan: HostPlan, seen: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One host beside its plan. `services` names those that would be cut over, each with its reasons;
+    `error` is set where the host could not be asked."""
+    if seen is None:
+        return {"host": plan.name, "summary": "cannot be reached", "services": {}, "error": True}
+    stale = stale_services(plan, seen)
+    planned = {service.name: service.document() for service in plan.services}
+    services = {}
+    for name in stale:
+        if name not in planned:
+            services[name] = ["not in the plan: stopped and removed"]
+            continue
+        applied = seen["applied"].get(name)
+        reasons = list(changes(applied, planned[name]))
+        services[name] = reasons or [stale[name]]
+    summary = (
+        f"{', '.join(services)} would be cut over" if services else "no change to what it serves"
+    )
+    return {"host": plan.name, "summary": summary, "services": services, "error": False}

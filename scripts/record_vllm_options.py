@@ -7,6 +7,12 @@ Python files, and asks the parser that it defines for ``vllm serve`` what it acc
 lab's stand-in parses with. No GPU, torch or CUDA library is needed: whatever is not installed is
 replaced by a mock, because the parser only needs names and types from it.
 
+``record_vllm_options.py --parse FILE 0.33.0`` records nothing but asks the same parser what it makes
+of the argument vectors in FILE, a JSON list of ``{"entrypoint": …, "words": […]}``, where the
+entrypoint is ``serve`` (``vllm serve``) or ``api_server`` (``python3 -m
+vllm.entrypoints.openai.api_server``) and the words are those after it. It prints a JSON list of
+``{"exit": 0, "error": ""}``.
+
 The wheel comes from the index that pip is configured to use (pip.conf, ``PIP_INDEX_URL``). Run it
 on Linux with a Python that the wheel supports (3.11 or 3.12 serves all of 0.9 to 0.33).
 """
@@ -16,7 +22,9 @@ from __future__ import annotations
 import abc
 import argparse
 import ast
+import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -26,11 +34,11 @@ import tempfile
 import types
 import venv
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 OUTPUT = Path(__file__).resolve().parent.parent / "fleet" / "options"
 
@@ -66,6 +74,9 @@ QUIET = {
 }
 
 
+# What some versions take for --compilation-config in place of JSON.
+LEVELS = ("0", "1", "2", "3")
+
 # What a mock says when it is asked for its version: new enough for any check.
 MOCK_VERSION = "99.0.0"
 
@@ -82,25 +93,39 @@ def record(version: str, output: Path) -> Path:
 
     Raises RecordingError when the wheel cannot be fetched or its parser cannot be imported.
     """
-    with tempfile.TemporaryDirectory(prefix="vllm-options-") as temporary:
-        work = Path(temporary)
-        wheel = fetch(version, work / "wheel")
-        source = unpack(wheel, work / "source")
-        wheel.unlink()  # up to 500 MB that nothing below needs
-        python = environment(requirements(source), work / "venv")
-        recorded = json.loads(
-            run(
-                [str(python), str(Path(__file__).resolve()), "--inside", str(source)],
-                f"vLLM {version}: its parser could not be imported",
-                env={**os.environ, **QUIET, "HOME": str(work)},
-            )
-        )
+    recorded = ask(version, "--inside")
     # The wheel's own version may carry a local part (+cu129); the file is named by what was asked.
     recorded["version"] = version
     output.mkdir(parents=True, exist_ok=True)
     target = output / f"vllm-{version}.json"
     target.write_text(render(recorded), encoding="utf-8")
     return target
+
+
+def parse(version: str, invocations: Path) -> list[dict[str, Any]]:
+    """What the parser of vLLM ``version`` makes of each argument vector in the file ``invocations``.
+
+    Raises RecordingError as ``record`` does.
+    """
+    answers: list[dict[str, Any]] = ask(version, "--parse", str(invocations.resolve()), "--inside")
+    return answers
+
+
+def ask(version: str, *arguments: str) -> Any:
+    """Run this script in an environment where vLLM ``version`` can be imported; its JSON answer."""
+    with tempfile.TemporaryDirectory(prefix="vllm-options-") as temporary:
+        work = Path(temporary)
+        wheel = fetch(version, work / "wheel")
+        source = unpack(wheel, work / "source")
+        wheel.unlink()  # up to 500 MB that nothing below needs
+        python = environment(requirements(source), work / "venv")
+        return json.loads(
+            run(
+                [str(python), str(Path(__file__).resolve()), *arguments, str(source)],
+                f"vLLM {version}: its parser could not be imported",
+                env={**os.environ, **QUIET, "HOME": str(work)},
+            )
+        )
 
 
 def fetch(version: str, directory: Path) -> Path:
@@ -327,8 +352,8 @@ class MockFinder(MetaPathFinder, Loader):
         """Nothing to run."""
 
 
-def inspect_source(source: Path) -> dict[str, Any]:
-    """Import the parser of the release unpacked in ``source`` and describe it."""
+def load(source: Path) -> types.ModuleType:
+    """Make the release unpacked in ``source`` importable, and import its ``vllm serve``."""
     sys.path.insert(0, str(source))
     for name in REAL_MODULES:
         # Before the mocks are there, so that these see what is really installed beside them.
@@ -350,7 +375,16 @@ def inspect_source(source: Path) -> dict[str, Any]:
     platform = CpuPlatform()
     platform.device_type = "cuda"  # what --help names as this machine's device
     platforms.current_platform = platform
-    parser = serve_parser()
+    from vllm.entrypoints.cli import serve  # type: ignore
+
+    module: types.ModuleType = serve
+    return module
+
+
+def inspect_source(source: Path) -> dict[str, Any]:
+    """Import the parser of the release unpacked in ``source`` and describe it."""
+    serve = load(source)
+    root, parser = serve_parser(serve)
     positionals = [describe(action, []) for action in parser._actions if not action.option_strings]
     options = [
         describe(
@@ -360,6 +394,7 @@ def inspect_source(source: Path) -> dict[str, Any]:
         if action.option_strings
     ]
     models = registry(source)
+    module_flags = api_server_parser(serve)._option_string_actions
     return {
         "version": None,
         "positionals": positionals,
@@ -369,21 +404,88 @@ def inspect_source(source: Path) -> dict[str, Any]:
         "minimax_architectures": sorted(name for name in models[0] if "MiniMax" in name),
         "removed_architectures": dict(sorted(models[1].items())),
         "env": environment_names(),
+        "serve_only": sorted(set(parser._option_string_actions) - set(module_flags)),
+        "level_3": preprocessed(root, ["serve", "model", "-O3"])[2:],
+        **engine_values(source, options),
     }
 
 
-def serve_parser() -> argparse.ArgumentParser:
-    """The parser of ``vllm serve`` as vLLM builds it."""
-    from vllm.entrypoints.cli.serve import ServeSubcommand  # type: ignore
-
+def flexible_parser(**keywords: Any) -> argparse.ArgumentParser:
+    """vLLM's own kind of argument parser."""
     try:
         from vllm.utils.argparse_utils import FlexibleArgumentParser  # type: ignore
     except ImportError:
         from vllm.utils import FlexibleArgumentParser  # type: ignore
 
-    root = FlexibleArgumentParser(prog="vllm")
-    parser: argparse.ArgumentParser = ServeSubcommand().subparser_init(root.add_subparsers())
+    parser: argparse.ArgumentParser = FlexibleArgumentParser(**keywords)
     return parser
+
+
+def serve_parser(
+    serve: types.ModuleType,
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser of ``vllm`` as vLLM builds it, and that of its ``serve``."""
+    root = flexible_parser(prog="vllm")
+    parser = serve.ServeSubcommand().subparser_init(root.add_subparsers())
+    return root, parser
+
+
+def api_server_parser(serve: types.ModuleType) -> argparse.ArgumentParser:
+    """The parser of vllm.entrypoints.openai.api_server when that is run as a program."""
+    parser: argparse.ArgumentParser = serve.make_arg_parser(flexible_parser(prog="api_server.py"))
+    return parser
+
+
+def preprocessed(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """What vLLM's parser makes of ``words`` before it hands them to argparse."""
+    seen: list[str] = []
+    original = argparse.ArgumentParser.parse_args
+
+    def catch(self: Any, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        seen.extend(args)
+        return argparse.Namespace()
+
+    argparse.ArgumentParser.parse_args = catch  # type: ignore[method-assign, assignment]
+    try:
+        parser.parse_args(words)
+    finally:
+        argparse.ArgumentParser.parse_args = original  # type: ignore[method-assign]
+    return seen
+
+
+def parse_words(source: Path, invocations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the release unpacked in ``source`` makes of each argument vector, as its programs do."""
+    serve = load(source)
+    root, _ = serve_parser(serve)
+    module = api_server_parser(serve)
+    answers = []
+    for invocation in invocations:
+        if invocation["entrypoint"] == "serve":
+            exit_code, said = outcome(
+                lambda words: serve.ServeSubcommand().validate(root.parse_args(["serve", *words])),
+                invocation["words"],
+            )
+        else:
+            exit_code, said = outcome(
+                lambda words: serve.validate_parsed_serve_args(module.parse_args(words)),
+                invocation["words"],
+            )
+        answers.append({"exit": exit_code, "error": said})
+    return answers
+
+
+def outcome(parse: Callable[[list[str]], Any], words: list[str]) -> tuple[int, str]:
+    """The exit status that a program which does only ``parse`` would have, and what it says."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            parse(list(words))
+    except SystemExit as end:
+        return (end.code if isinstance(end.code, int) else 1), said.getvalue().strip()
+    except Exception as error:
+        # A traceback and exit status 1, where vLLM does not turn it into a message.
+        return 1, f"{type(error).__name__}: {error}"
+    return 0, ""
 
 
 def describe(action: argparse.Action, accepted: Sequence[str]) -> dict[str, Any]:
@@ -405,6 +507,10 @@ def describe(action: argparse.Action, accepted: Sequence[str]) -> dict[str, Any]
         described["type"] = type_name(action.type)
         if accepted := dataclass_fields(action.type):
             described["fields"] = accepted
+            if also := [word for word in LEVELS if result(action.type, word) is not None]:
+                described["also"] = also
+        if result(action.type, "A-b") == "a_b":
+            described["folds"] = True
     if action.nargs is not None:
         described["nargs"] = action.nargs
     if action.choices is not None:
@@ -422,6 +528,14 @@ def describe(action: argparse.Action, accepted: Sequence[str]) -> dict[str, Any]
     if action.default is not None and action.default != argparse.SUPPRESS:
         described["default"] = action.default
     return described
+
+
+def result(convert: Callable[[str], Any], word: str) -> Any:
+    """What an option's converter makes of ``word``; None where it refuses it."""
+    try:
+        return convert(word)
+    except Exception:
+        return None
 
 
 def type_name(kind: Any) -> str:
@@ -485,6 +599,86 @@ def registry(source: Path) -> tuple[set[str], dict[str, str]]:
     return known, removed
 
 
+def engine_values(source: Path, options: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Values that no parser checks and the engine does, from the syntax trees of the release.
+
+    A list is empty where the release does not have such a thing at all. Raises RecordingError where
+    it does, and its values are not where any version kept them so far.
+    """
+    flags = {flag: option for option in options for flag in option["flags"]}
+    backends = enum_members(source, "AttentionBackendEnum") or enum_members(source, "_Backend")
+    found = {
+        "quantization_methods": sorted(
+            {*assigned(source, "QuantizationMethods"), *registered_quantization(source)}
+        ),
+        "deprecated_quantization_methods": assigned(source, "DEPRECATED_QUANTIZATION_METHODS"),
+        "kv_cache_dtypes": assigned(source, "CacheDType"),
+        "cudagraph_modes": enum_members(source, "CUDAGraphMode"),
+        "attention_backends": backends,
+    }
+    optional = {"deprecated_quantization_methods"}
+    if "cudagraph_mode" not in flags["--compilation-config"].get("fields", ()):
+        optional.add("cudagraph_modes")
+    for name, values in found.items():
+        if not values and name not in optional:
+            raise RecordingError(f"no {name} in {source}; they have moved")
+    return found
+
+
+def defining(source: Path, pattern: str) -> Iterator[ast.Module]:
+    """Syntax trees of the release's files in which a line begins as ``pattern`` says."""
+    for path in sorted((source / "vllm").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if re.search(rf"^{pattern}", text, flags=re.MULTILINE):
+            yield ast.parse(text)
+
+
+def assigned(source: Path, name: str) -> list[str]:
+    """The strings in ``name = Literal[…]`` or ``name = […]``; none where nothing is called so."""
+    found: set[str] = set()
+    for tree in defining(source, rf"{name}\b.*="):
+        for node in tree.body:
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                continue
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if isinstance(target, ast.Name) and target.id == name:
+                found |= {
+                    part.value
+                    for part in ast.walk(node.value)
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                }
+    return sorted(found)
+
+
+def enum_members(source: Path, name: str) -> list[str]:
+    """The members of the enumeration ``name``; none where no class is called so."""
+    return sorted(
+        target.id
+        for tree in defining(source, rf"class {name}\b")
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == name
+        for statement in node.body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name) and not target.id.startswith("_")
+    )
+
+
+def registered_quantization(source: Path) -> set[str]:
+    """Methods that the release itself adds with ``@register_quantization_config("…")``."""
+    return {
+        decorator.args[0].value
+        for tree in defining(source, r"@register_quantization_config\(")
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for decorator in node.decorator_list
+        if isinstance(decorator, ast.Call)
+        and decorator.args
+        and isinstance(decorator.args[0], ast.Constant)
+        and isinstance(decorator.args[0].value, str)
+    }
+
+
 def environment_names() -> list[str]:
     """The environment variables that this release reads through vllm.envs."""
     from vllm import envs
@@ -492,22 +686,44 @@ def environment_names() -> list[str]:
     return sorted(envs.environment_variables)
 
 
+def inside(source: Path, invocations: Path | None) -> NoReturn:
+    """Answer on stdout, in the throw-away environment, and end."""
+    # vLLM prints to stdout while it is imported; the answer must be alone there.
+    answer, sys.stdout = sys.stdout, sys.stderr
+    sys.argv = ["vllm"]
+    if invocations is None:
+        answered: Any = inspect_source(source)
+    else:
+        answered = parse_words(source, json.loads(invocations.read_text(encoding="utf-8")))
+    answer.write(json.dumps(answered))
+    answer.flush()
+    os._exit(0)  # threads that imports left behind must not hold the answer up
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record the versions named on the command line; 1 when one could not be recorded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("versions", nargs="*", metavar="VERSION", help="such as 0.33.0")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: fleet/options")
+    parser.add_argument(
+        "--parse", type=Path, metavar="FILE", help="ask the parser of one VERSION; record nothing"
+    )
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.inside:
-        # vLLM prints to stdout while it is imported; the answer must be alone there.
-        answer, sys.stdout = sys.stdout, sys.stderr
-        sys.argv = ["vllm"]
-        answer.write(json.dumps(inspect_source(options.inside)))
-        answer.flush()
-        os._exit(0)  # threads that imports left behind must not hold the answer up
+        inside(options.inside, options.parse)
     if not options.versions:
         parser.error("name at least one version")
+    if options.parse:
+        if len(options.versions) > 1:
+            parser.error("--parse takes one version")
+        try:
+            answers = parse(options.versions[0], options.parse)
+        except RecordingError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        sys.stdout.write(json.dumps(answers, indent=1) + "\n")
+        return 0
     failed = False
     for version in options.versions:
         try:

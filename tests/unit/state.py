@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleet.plan import PROXY_UNIT, SYSCTL, USER, HostPlan, Planner
+from fleet.plan import NGINX_UNIT, PROXY_UNIT, SYSCTL, USER, HostPlan
+from fleet.planner import Planner, Texts
 from fleet.spec import HostSpec
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
+REVISION = "f710177d938eff80b684d42c5aa84b382612f21f"
 SYSTEM: dict[str, Any] = {
     "id": "debian",
     "version_id": "12",
@@ -38,7 +39,7 @@ def planned(*services: dict[str, Any], **changes: Any) -> tuple[HostPlan | None,
         "vllm": {"version": "0.33.0"},
         "services": list(services),
     } | changes
-    planner = Planner(dict.fromkeys(data, "group_data/h20.py"), {}, {})
+    planner = Planner(dict.fromkeys(data, "group_data/h20.py"), Texts({}, {}, {}))
     plan = planner.plan("h20-01", "h20", HostSpec.model_validate(data))
     return plan, [str(problem) for problem in planner.problems]
 
@@ -49,15 +50,24 @@ def plan_of(*services: dict[str, Any], **changes: Any) -> HostPlan:
     return plan
 
 
+def address(gpu: int) -> str:
+    """Where a GPU is on the PCI bus."""
+    return f"0000:{0x18 + 8 * gpu:02x}:00.0"
+
+
 def converged(plan: HostPlan) -> dict[str, Any]:
     """What the probe answers once everything is as planned."""
-    files = (*plan.system_files, *plan.staged_files, *plan.driver_files(SYSTEM))
+    files = (
+        *(*plan.system_files, *plan.driver_files(SYSTEM)),
+        *(*plan.staged_files, *plan.installed_files),
+    )
     packages = plan.packages("debian-12")
     running = {
         "loaded": True,
         "active": "active",
         "sub": "running",
         "enabled": True,
+        "disabled": False,
         "pid": 100,
         "restarts": 0,
         "result": "success",
@@ -70,6 +80,7 @@ def converged(plan: HostPlan) -> dict[str, Any]:
             "memory_mib": plan.gpu.memory_mib,
             "compute_capability": plan.gpu.compute_capability,
             "driver": "580.95.05",
+            "address": address(index),
         }
         for index in range(plan.spec.gpu_count)
         if plan.gpu
@@ -91,15 +102,20 @@ def converged(plan: HostPlan) -> dict[str, Any]:
             name: {"version": version or "1.0", "held": bool(version)}
             for name, version in packages.items()
         },
-        "pci": {"gpus": plan.spec.gpu_count, "nvswitches": 4},
+        "pci": {
+            "gpus": plan.spec.gpu_count,
+            "gpu_addresses": [address(index) for index in range(plan.spec.gpu_count)],
+            "nvswitches": 4,
+        },
         "gpus": {"error": None, "devices": devices},
         "units": {
             **{unit.unit: {**running, "stamp": unit.stamp} for unit in plan.services},
             PROXY_UNIT: {**running, "stamp": None},
+            **{unit: {**running, "stamp": None} for unit in plan.driver_request(SYSTEM)["start"]},
+            NGINX_UNIT: {**running, "loaded": False, "active": "inactive", "stamp": None},
         },
         "records": {unit.name: {"stamp": unit.stamp} for unit in plan.services},
-        "proxy": {"stamp": plan.proxy_stamp},
-        "draining": [],
+        "due": {"services": {}, "gone": [], "proxy": None},
         "ports": nothing_held,
         "disks": {
             path: {"free_bytes": 10**13, "device": 1}
@@ -108,5 +124,5 @@ def converged(plan: HostPlan) -> dict[str, Any]:
         "releases": {release.path: True for release in plan.releases},
         "weights": {weights.path: True for weights in plan.weights},
         "uv": True,
-        "needs": {"mirrors": {}, "weights": {}},
+        "needs": {"mirrors": {}, "apt": None, "weights": {}},
     }

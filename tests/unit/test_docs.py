@@ -17,7 +17,9 @@ from pydantic import BaseModel
 
 from fleet import cli, command, inventory
 from fleet.catalog import catalog
+from fleet.errors import BAD_INPUT
 from fleet.plan import HostPlan
+from fleet.run import INTERRUPTED, REFUSED_OPTIONS
 from fleet.spec import HostSpec
 from lab import cli as lab_cli
 from lab.hardware import Mode
@@ -141,26 +143,6 @@ def test_what_args_and_env_refuse_is_documented() -> None:
     assert documented == command.MANAGED_FLAGS
     for name in command.MANAGED_ENVIRONMENT:
         assert f"`{name}`" in prose(GROUP_DATA)
-
-
-def test_the_catalogue_is_documented() -> None:
-    known = catalog()
-
-    assert {row[0]: row[1:] for row in rows(GROUP_DATA, "`model`")} == {
-        name: [card.vllm, f"{card.weights_bytes / 1e9:.1f}"] for name, card in known.models.items()
-    }
-    assert {row[0]: row[1] for row in rows(GROUP_DATA, "`recipe`")} == {
-        name: str(recipe.parallel.ranks) for name, recipe in known.recipes.items()
-    }
-    assert {row[0]: row[1:] for row in rows(GROUP_DATA, "`gpu` | as nvidia-smi names it")} == {
-        name: [
-            gpu.name,
-            str(gpu.memory_mib),
-            gpu.compute_capability,
-            "yes" if gpu.nvswitch else "no",
-        ]
-        for name, gpu in known.gpus.items()
-    }
 
 
 # ------------------------------------------------------------------------------ links and commands
@@ -312,6 +294,21 @@ def test_the_removal_leaves_nothing_that_a_roll_out_puts_there(tmp_path: Path) -
     assert left == []
 
 
+def test_the_readme_names_every_package_that_a_roll_out_installs() -> None:
+    (row,) = (row for row in rows(ROOT / "README.md", "step") if row[0] == "system")
+    named = re.findall(r"`([a-z0-9.+-]+)`", row[1].partition(", and those")[0])
+
+    assert named == catalog().tools.packages
+
+
+def test_the_readme_names_the_exit_codes_and_every_option_that_is_refused() -> None:
+    codes = {row[0] for row in rows(ROOT / "README.md", "exit code")}
+
+    assert codes == {"0", "1", str(BAD_INPUT), str(INTERRUPTED)}
+    for option, _ in REFUSED_OPTIONS.values():
+        assert f"`{option}`" in prose(ROOT / "README.md"), option
+
+
 def said() -> list[str]:
     """Every text in the code that messages are made of, with … for what is filled in."""
     texts = []
@@ -339,6 +336,20 @@ def test_messages_that_the_runbook_explains_are_in_the_code() -> None:
     for message in messages:
         pattern = re.compile(".*".join(map(re.escape, message.split("…"))), re.DOTALL)
         assert any(pattern.search(text) for text in texts), message
+
+
+def test_going_back_by_hand_is_done_where_the_program_does_it() -> None:
+    program = (ROOT / "files" / "fleet_host.py").read_text()
+    places = dict(re.findall(r'^([A-Z]+) = pathlib\.Path\("(/[^"]+)"\)', program, re.MULTILINE))
+    (block,) = (text for text in blocks(RUNBOOK, "sh") if "previous=$(" in text)
+
+    for path in (
+        f"{places['RECORDS']}/services/$name.json",
+        f"{places['SERVICES']}/$name/$previous/unit.service",
+        f"{places['UNITS']}/minimax-$name.service",
+        f"{places['DRAINING']}/$name",
+    ):
+        assert path in block
 
 
 def test_shell_examples_are_complete_commands() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fleet.errors import SiteError
 from fleet.inventory import Site, load
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
+REVISION = "f710177d938eff80b684d42c5aa84b382612f21f"
 H20 = f"""
 gpu = "h20-141"
 gpu_count = 8
@@ -231,3 +232,59 @@ def test_hosts_of_a_group_share_one_plan_but_their_names(make_site: MakeSite) ->
 
     assert site.plans["h49"].name == "h49"
     assert site.plans["h49"].services is site.plans["h0"].services
+
+
+LATIN = "# -*- coding: latin-1 -*-\n# caf\xe9\n".encode("latin-1")
+KEYED = 'mirrors = {"apt": {"nvidia": {"url": "http://192.0.2.1", "key": "key.gpg"}}}\n'
+
+
+def test_a_key_that_is_no_text_is_one_line_with_its_cure(
+    make_site: MakeSite, tmp_path: Path
+) -> None:
+    load_site = make_site(h20=H20 + KEYED)
+    (tmp_path / "key.gpg").write_bytes(b"\x99\x01\x0d\x04\xff")
+
+    message = refusal(load_site)
+
+    assert message.startswith("key.gpg: is not text (UTF-8)")
+    assert "gpg --no-default-keyring --keyring ./key.gpg --export --armor" in message
+    assert "\n" not in message
+
+
+def test_a_secret_that_is_no_text_is_one_line(make_site: MakeSite, tmp_path: Path) -> None:
+    key = '"api_key": {"file": "token"}, "port": 8000'
+    load_site = make_site(h20=H20.replace('"port": 8000', key))
+    (tmp_path / "token").write_bytes(b"\xff\xfe")
+
+    assert refusal(load_site).startswith("token: is not text (UTF-8)")
+
+
+def test_a_file_that_may_not_be_read_is_one_line(
+    make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_site = make_site(h20=H20 + KEYED)
+    (tmp_path / "key.gpg").write_text("key")
+    read = Path.read_text
+
+    def forbidden(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == "key.gpg":
+            raise PermissionError(13, "Permission denied")
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+
+    assert refusal(load_site) == "key.gpg: cannot be read: Permission denied"
+
+
+def test_group_data_that_ends_python_is_one_line(make_site: MakeSite) -> None:
+    message = refusal(make_site(h20=H20 + "import sys\nsys.exit(3)\n"))
+
+    assert "SystemExit: 3" in message
+    assert "\n" not in message
+
+
+def test_group_data_in_an_encoding_of_its_own_is_read(make_site: MakeSite, tmp_path: Path) -> None:
+    load_site = make_site()
+    (tmp_path / "group_data" / "h20.py").write_bytes(LATIN + H20.encode())
+
+    assert list(load_site().plans) == ["a", "b"]

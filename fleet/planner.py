@@ -1,0 +1,624 @@
+"""Inventory, group data and catalogue in; HostPlans out, or every reason why not.
+
+Everything that can be judged without a host is judged here: names, places, flags, versions, memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.version import Version
+
+from fleet import command, options, placement, recipefile
+from fleet.catalog import FAMILIES, Catalog, Claim, ModelCard, Recipe, catalog, holds
+from fleet.errors import Problem, did_you_mean
+from fleet.memory import Memory, gib
+from fleet.plan import (
+    ETC,
+    OS_PYTHON,
+    QUESTION,
+    STATE,
+    UNIT_PREFIX,
+    HostPlan,
+    Release,
+    ServicePlan,
+    Weights,
+    digest,
+)
+from fleet.render import render
+from fleet.spec import Argument, GpuKind, HostSpec, SecretReference, Service, Vllm
+
+HIGHEST_PORT = 65535
+STAMP = "\0stamp\0"
+"""Stands in a unit for its own stamp while that is worked out; no value can hold a NUL."""
+STARTS = 5
+"""How often systemd starts a service that keeps ending, before it leaves it down."""
+START_MARGIN_S = 60
+"""What a start that fails takes besides loading: the engine's end, and the pause before the next one."""
+RECIPE_FILES = (".yaml", ".yml")
+SM90 = (9, 0)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Contents of what group data names on the control machine, read beforehand; a missing file or
+    variable is absent. `documents` are recipe files and config.json files, by path."""
+
+    secrets: Mapping[SecretReference, str]
+    keys: Mapping[str, str]
+    documents: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a service's `model` and `recipe` name. `service` has them as the process will."""
+
+    service: Service
+    card: ModelCard
+    recipe: Recipe
+    notes: tuple[str, ...] = ()
+
+
+class Planner:
+    """Turns one host's group data into its plan, collecting what is wrong on the way."""
+
+    def __init__(self, origins: Mapping[str, str], texts: Texts) -> None:
+        self._catalog: Catalog = catalog()
+        self._origins = origins
+        self._texts = texts
+        self.problems: list[Problem] = []
+
+    def plan(self, name: str, group: str, spec: HostSpec) -> HostPlan | None:
+        """The host's plan, or None with `problems` filled."""
+        before = len(self.problems)
+        gpu = self._gpu(spec)
+        release = vllm_release(spec)
+        self._check_placement(spec)
+        minimum_driver = self._check_driver(spec, gpu)
+        if spec.vllm.channel != "stable":
+            what = f"{spec.vllm.channel!r} cannot be installed yet; only 'stable' can"
+            self._refuse("vllm.channel", what)
+        for mirror, repository in spec.mirrors.apt.items():
+            if repository.key not in self._texts.keys:
+                what = f"{repository.key} is missing on this machine; it is the repository's public key"
+                self._refuse(f"mirrors.apt.{mirror}.key", what)
+        services = [
+            planned
+            for index, service in enumerate(spec.services)
+            if (planned := self._service(f"services[{index}]", service, spec, gpu, release))
+            is not None
+        ]
+        if len(self.problems) > before:
+            return None
+        return HostPlan(
+            name=name,
+            group=group,
+            spec=spec,
+            gpu=gpu,
+            minimum_driver=minimum_driver,
+            release=release,
+            hub_tool=hub_release(self._catalog, spec.paths.releases),
+            services=tuple(services),
+            keys=self._texts.keys,
+        )
+
+    def _refuse(self, path: str, what: str) -> None:
+        key = re.split(r"[\[.]", path, maxsplit=1)[0]
+        self.problems.append(Problem(f"{self._origins.get(key, 'inventory')}: {path}", what))
+
+    def _gpu(self, spec: HostSpec) -> GpuKind | None:
+        if spec.gpu is None or isinstance(spec.gpu, GpuKind):
+            return spec.gpu
+        kind = self._catalog.gpus.get(spec.gpu)
+        if kind is None:
+            known = ", ".join(self._catalog.gpus)
+            hint = did_you_mean(spec.gpu, self._catalog.gpus) or f"; known are {known}"
+            what = f"{spec.gpu!r} is no GPU kind of the catalogue{hint}; another can be described"
+            self._refuse("gpu", what)
+        return kind
+
+    def _check_driver(self, spec: HostSpec, gpu: GpuKind | None) -> int:
+        """Oldest driver branch for the release's CUDA; a declared older one is refused."""
+        if gpu is None:
+            return 0
+        cuda = cuda_of(self._catalog, spec.vllm)
+        if spec.driver is not None and int(spec.driver.branch) < cuda.driver:
+            self._refuse(
+                "driver.version",
+                f"{spec.driver.version} is too old for vLLM {spec.vllm.version}, whose wheels are for "
+                f"CUDA {cuda.version} and need driver {cuda.driver} or later; {cuda.cure}",
+            )
+        return cuda.driver
+
+    def _check_placement(self, spec: HostSpec) -> None:
+        names: dict[str, int] = {}
+        gpus: dict[int, int] = {}
+        ports: dict[int, str] = {}
+        for index, service in enumerate(spec.services):
+            path = f"services[{index}]"
+            first = names.setdefault(service.name, index)
+            if first != index:
+                self._refuse(f"{path}.name", f"{service.name!r} is services[{first}]'s already")
+            self._check_gpus(path, index, service, spec, gpus)
+            for role, port in (
+                ("port", service.port),
+                ("engine_port", command.engine_port(service)),
+            ):
+                if port > HIGHEST_PORT:
+                    self._refuse(
+                        f"{path}.port", f"{port} for vLLM itself is no port; set engine_port"
+                    )
+                user = f"{service.name!r} ({role})"
+                other_user = ports.setdefault(port, user)
+                if other_user != user:
+                    self._refuse(
+                        f"{path}.{role}", f"port {port} is used by {other_user} and {user}"
+                    )
+
+    def _check_gpus(
+        self, path: str, index: int, service: Service, spec: HostSpec, holders: dict[int, int]
+    ) -> None:
+        for gpu in service.gpus:
+            holder = holders.setdefault(gpu, index)
+            if holder != index:
+                other = spec.services[holder].name
+                what = f"GPU {gpu} is used by {other!r} and {service.name!r}; give each its own"
+                self._refuse(f"{path}.gpus", what)
+            if gpu >= spec.gpu_count:
+                what = f"GPU {gpu} of {spec.gpu_count}; they are counted from 0"
+                self._refuse(f"{path}.gpus", what)
+        if len(set(service.gpus)) < len(service.gpus):
+            self._refuse(f"{path}.gpus", f"{service.gpus} names a GPU twice")
+
+    def _service(
+        self, path: str, service: Service, spec: HostSpec, gpu: GpuKind | None, release: Release
+    ) -> ServicePlan | None:
+        before = len(self.problems)
+        chosen = self._choose(path, service, spec, gpu)
+        if chosen is None:
+            return None
+        version = spec.vllm.version
+        legal = self._check_ranks(path, chosen, spec, gpu)
+        self._check_flags(path, service)
+        if not chosen.card.accepts(version):
+            self._refuse(
+                "vllm.version",
+                f"{version} does not serve {chosen.service.model}: "
+                f"supported {chosen.card.vllm_range} ({chosen.card.vllm_source})",
+            )
+        arguments = command.arguments(chosen.service, chosen.recipe, version)
+        self._check_code(path, chosen, spec, arguments)
+        self._check_kernels(path, chosen, gpu, version)
+        held = None
+        if gpu is not None and legal:
+            held = self._check_memory(path, chosen, spec, gpu, arguments)
+        api_key = self._api_key(path, service)
+        if len(self.problems) > before:
+            return None
+        try:
+            planned = _service_plan(chosen, spec, release, api_key, held)
+        except ValueError as error:
+            self._refuse(path, str(error))
+            return None
+        self._check_options(path, planned, version)
+        return None if len(self.problems) > before else planned
+
+    def _choose(
+        self, path: str, service: Service, spec: HostSpec, gpu: GpuKind | None
+    ) -> Chosen | None:
+        if service.model.endswith(RECIPE_FILES):
+            return self._read_recipe_file(path, service, spec, gpu)
+        for key in ("variant", "features", "model_config_file"):
+            if key in service.model_fields_set:
+                self._refuse(f"{path}.{key}", "belongs to a recipe file; model names none")
+        card = self._catalog.models.get(service.model)
+        if card is None:
+            hint = did_you_mean(service.model, self._catalog.models)
+            hint = hint or "; `fleet catalogue` lists what is"
+            self._refuse(f"{path}.model", f"{service.model!r} is not in the catalogue{hint}")
+            return None
+        recipe = self._catalog.recipes.get((card.family, service.recipe))
+        if recipe is None or not recipe.serves(service.model, card):
+            self._refuse(f"{path}.recipe", self._no_recipe(service, gpu, spec))
+            return None
+        return Chosen(service=service, card=card, recipe=recipe)
+
+    def _no_recipe(self, service: Service, gpu: GpuKind | None, spec: HostSpec) -> str:
+        own = self._catalog.recipes_of(service.model)
+        hint = did_you_mean(service.recipe, own)
+        if not hint:
+            legal = placement.legal_recipes(service.model, gpu, spec.gpu_count)
+            hint = f"; its recipes here are {', '.join(legal or own)}"
+        if any(name == service.recipe for _, name in self._catalog.recipes):
+            return f"{service.recipe!r} does not serve {service.model}{hint}"
+        return f"{service.recipe!r} is no recipe of {service.model}{hint}"
+
+    def _read_recipe_file(
+        self, path: str, service: Service, spec: HostSpec, gpu: GpuKind | None
+    ) -> Chosen | None:
+        text = self._texts.documents.get(service.model)
+        if text is None:
+            self._refuse(f"{path}.model", f"{service.model} is missing on this machine")
+            return None
+        try:
+            reading = recipefile.read(
+                service.model,
+                text,
+                strategy=service.recipe,
+                variant=service.variant,
+                features=service.features,
+                gpu=(spec.gpu if isinstance(spec.gpu, str) else "", gpu) if gpu else None,
+                gpus=len(service.gpus),
+                config=self._model_config(path, service),
+            )
+        except recipefile.RecipeFileError as error:
+            key = "model" if error.gpus is None else "gpus"
+            self._refuse(f"{path}.{key}", f"{service.model}: {error}")
+            return None
+        named = {"model": reading.model, "repository": service.repository or reading.model}
+        recipe, left_out = _known_variables(reading.recipe, spec.vllm.version)
+        return Chosen(
+            service=service.model_copy(update=named),
+            card=reading.card,
+            recipe=recipe,
+            notes=(*reading.notes, *left_out),
+        )
+
+    def _model_config(self, path: str, service: Service) -> dict[str, Any] | None:
+        name = service.model_config_file
+        if name is None:
+            return None
+        text = self._texts.documents.get(name)
+        where = f"{path}.model_config_file"
+        if text is None:
+            self._refuse(where, f"{name} is missing on this machine")
+            return None
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            self._refuse(where, f"{name} is no JSON: {error}")
+            return None
+        if not isinstance(config, dict):
+            self._refuse(where, f"{name} is no model's config.json: expected an object")
+            return None
+        return config
+
+    def _check_ranks(self, path: str, chosen: Chosen, spec: HostSpec, gpu: GpuKind | None) -> bool:
+        """Whether the recipe can run on these GPUs, memory aside."""
+        service, recipe, card = chosen.service, chosen.recipe, chosen.card
+        ranks, before = recipe.parallel.ranks, len(self.problems)
+        if gpu is None:
+            if service.gpus or recipe.device == "gpu":
+                what = f"recipe {service.recipe!r} wants {ranks} GPUs"
+                self._refuse(f"{path}.gpus", f"{what}; declare gpu and gpu_count")
+        elif recipe.device == "cpu":
+            what = f"{service.recipe!r} is for hosts without GPUs; {gpu.name} is declared"
+            self._refuse(f"{path}.recipe", what)
+        elif ranks != len(service.gpus):
+            self._refuse(
+                f"{path}.gpus",
+                f"recipe {service.recipe!r} runs {ranks} ranks on {len(service.gpus)} GPUs; "
+                f"give it exactly {ranks} of this host's {spec.gpu_count}",
+            )
+        reasons = [*placement.illegal(card, recipe.parallel)]
+        if gpu is not None:
+            reasons += placement.unsupported(card, recipe, gpu)
+        if reasons and recipe.family in FAMILIES:
+            names = placement.legal_recipes(service.model, gpu, spec.gpu_count)
+            reasons = [f"{reason}; use {_either(names)}" if names else reason for reason in reasons]
+        for reason in reasons:
+            self._refuse(f"{path}.recipe", reason)
+        return len(self.problems) == before
+
+    def _check_flags(self, path: str, service: Service) -> None:
+        for name, value in service.args.items():
+            flag = command.flag_name(name)
+            key = command.MANAGED_FLAGS.get(flag)
+            if flag == "host" and value not in ("127.0.0.1", "localhost"):
+                self._refuse(
+                    f"{path}.args",
+                    f"--host {value} exposes unauthenticated endpoints (/metrics, /invocations, "
+                    "/pause, …): vLLM stays on loopback and the proxy answers on 'port'; leave it out",
+                )
+            elif flag == "config":
+                what = "--config hides flags from the plan; write them in args"
+                self._refuse(f"{path}.args", what)
+            elif key is not None:
+                self._refuse(f"{path}.args", f"--{flag} is set by {key!r}; use that")
+        for name in service.env:
+            manager = command.MANAGED_ENVIRONMENT.get(name)
+            if manager is not None:
+                self._refuse(f"{path}.env", f"{name} is set by {manager}; leave it out")
+
+    def _check_code(
+        self, path: str, chosen: Chosen, spec: HostSpec, arguments: Mapping[str, Argument]
+    ) -> None:
+        """--trust-remote-code runs the repository's Python: only at a commit that somebody knows."""
+        service, code = chosen.service, chosen.card.remote_code
+        if not arguments.get("trust-remote-code"):
+            return
+        if service.revision in code.revisions or service.revision in spec.reviewed_revisions:
+            return
+        without = (
+            "" if code.needed else ", or set args['trust-remote-code'] to None: vLLM needs none"
+        )
+        self._refuse(
+            f"{path}.revision",
+            f"--trust-remote-code runs Python of {service.repository or service.model}, which is not "
+            f"in the catalogue at this revision; review it and name the commit in "
+            f"reviewed_revisions{without}",
+        )
+
+    def _check_kernels(self, path: str, chosen: Chosen, gpu: GpuKind | None, version: str) -> None:
+        env = command.variables(chosen.service, chosen.recipe, version)
+        deep_gemm = env.get("VLLM_USE_DEEP_GEMM") == "1"
+        if deep_gemm and gpu is not None and gpu.capability < SM90:
+            self._refuse(
+                f"{path}.env",
+                f"VLLM_USE_DEEP_GEMM=1 needs compute capability 9.0 (Hopper) or later; {gpu.name} has "
+                f"{gpu.compute_capability}; set it to 0",
+            )
+
+    def _check_memory(
+        self,
+        path: str,
+        chosen: Chosen,
+        spec: HostSpec,
+        gpu: GpuKind,
+        arguments: Mapping[str, Argument],
+    ) -> Memory | None:
+        version = spec.vllm.version
+        try:
+            held = placement.service_memory(
+                chosen.card, chosen.recipe.parallel, gpu, arguments, version
+            )
+        except ValueError as error:
+            self._refuse(f"{path}.args", str(error))
+            return None
+        if held is not None and not held.fits:
+            self._refuse(path, self._does_not_fit(held, chosen, spec, gpu))
+        return held
+
+    def _does_not_fit(self, held: Memory, chosen: Chosen, spec: HostSpec, gpu: GpuKind) -> str:
+        """Needed against available, and what would fit."""
+        inputs, model = held.inputs, chosen.service.model
+        asked = inputs.max_model_len
+        if asked > inputs.context_tokens:
+            return (
+                f"max_model_len {asked} is more than {model} takes; "
+                f"set {inputs.context_tokens} or less"
+            )
+        if held.kv_bytes <= 0:
+            what = (
+                f"the weights of {model} do not fit: {gib(held.weights_bytes)} a GPU and "
+                f"{gib(inputs.overhead_bytes)} besides are needed, {gib(inputs.usable_bytes)} of "
+                f"{gib(inputs.gpu_bytes)} are available at utilisation {inputs.utilisation:g}"
+            )
+        else:
+            what = (
+                f"does not fit: one sequence of {asked} tokens needs {gib(held.needed_kv_bytes)} of KV "
+                f"cache a GPU, {gib(held.kv_bytes)} are available"
+            )
+        cures = []
+        if held.largest_max_model_len > 0:
+            cures.append(f"max_model_len up to {held.largest_max_model_len}")
+        if chosen.recipe.family in FAMILIES:
+            found = [*placement.fits(model, gpu, spec.gpu_count, spec.vllm.version, asked)]
+            nearest = placement.nearest_fit(found, chosen.recipe)
+            if nearest is not None:
+                cures.append(f"recipe {nearest.recipe_name!r} on {nearest.gpus} GPUs")
+        cure = " or ".join(cures) or "it needs more or larger GPUs (`fleet fit` shows which)"
+        return f"{what}; {cure}{' fits' if cures else ''}"
+
+    def _check_options(self, path: str, planned: ServicePlan, version: str) -> None:
+        for finding in options.check_options(planned.options, version):
+            self._refuse(f"{path}.args", f"{finding.option}: {finding.what}")
+        for finding in options.check_environment(planned.environment, version):
+            self._refuse(f"{path}.env", f"{finding.option}: {finding.what}")
+
+    def _api_key(self, path: str, service: Service) -> str | None:
+        if service.api_key is None:
+            return None
+        value = self._texts.secrets.get(service.api_key)
+        if not value:
+            source = service.api_key.file or f"${service.api_key.env}"
+            self._refuse(f"{path}.api_key", f"{source} is missing or empty on this machine")
+        elif not (value.isascii() and value.isprintable() and " " not in value):
+            self._refuse(f"{path}.api_key", "holds a character that no HTTP header can carry")
+        return value
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """The CUDA of a vLLM's wheels: version, oldest driver branch, and what to do about an older one."""
+
+    version: str
+    driver: int
+    cure: str
+
+
+def cuda_of(known: Catalog, vllm: Vllm) -> Cuda:
+    """By the wheel's local part (+cu129), then the torch backend, then the version's own default."""
+    local = Version(vllm.version).local or ""
+    backend = local if local.startswith("cu") else vllm.torch_backend or ""
+    for line in known.tools.cuda:
+        named = backend.startswith("cu") and backend.startswith(line.backend)
+        if named or (not backend.startswith("cu") and holds(line.vllm, vllm.version)):
+            return Cuda(line.version, line.driver, line.cure)
+    raise AssertionError(f"tools.yaml names no CUDA for vLLM {vllm.version}")
+
+
+def _known_variables(recipe: Recipe, version: str) -> tuple[Recipe, list[str]]:
+    """A recipe file without variables that this vLLM does not know, and a note for each.
+
+    The catalogue says of its own which versions they are for; a file of others cannot.
+    """
+    unknown = {
+        finding.option: finding.what for finding in options.check_environment(recipe.env, version)
+    }
+    env = {name: setting for name, setting in recipe.env.items() if name not in unknown}
+    notes = [f"{name} of the recipe is left out: {what}" for name, what in unknown.items()]
+    return recipe.model_copy(update={"env": env}), notes
+
+
+def _either(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _claims(chosen: Chosen, spec: HostSpec) -> Iterator[Claim]:
+    for claim in catalog().claims:
+        same_hardware = (claim.gpu, claim.gpus) == (spec.gpu, len(chosen.service.gpus))
+        if same_hardware and chosen.service.model in claim.models:
+            yield claim
+
+
+def _notes(chosen: Chosen, spec: HostSpec, held: Memory | None) -> Iterator[str]:
+    """What a person should know before a roll-out."""
+    service, recipe, card = chosen.service, chosen.recipe, chosen.card
+    version, known = spec.vllm.version, catalog()
+    arguments = command.arguments(service, recipe, version)
+    yield from (*chosen.notes, *card.notes)
+    checked = options.checked_against(version)
+    if [Version(found) for found in checked] != [Version(Version(version).public)]:
+        yield f"vLLM {version} is not recorded; its options were checked against {' and '.join(checked)}"
+    if spec.mirrors.index and spec.vllm.torch_backend:
+        yield "torch_backend is left out: it would fetch torch past mirrors.index"
+    if spec.gpu is not None and held is None:
+        yield "memory is unknown: the model's figures are not known; give model_config_file"
+    if isinstance(spec.gpu, str) and recipe.kinds and spec.gpu not in recipe.kinds:
+        source = known.sources[recipe.source].title
+        yield f"{source} has {service.recipe!r} for {_either(recipe.kinds)}, not for {spec.gpu}"
+    if held is not None and service.max_model_len is None and "max-model-len" in arguments:
+        asked, room = held.inputs.max_model_len, held.largest_max_model_len
+        if asked < room:
+            yield f"max_model_len is the recipe's {asked}; up to {room} fits, set what requests need"
+    for key, names in (
+        ("tool-call-parser", card.parsers.tool),
+        ("reasoning-parser", card.parsers.reasoning),
+    ):
+        value = arguments.get(key)
+        if value is not None and names and value not in names:
+            yield f"--{key} {value} is not {service.model}'s: {_either(names)}"
+    for name, setting in (recipe.args | recipe.env).items():
+        if not holds(setting.vllm, version):
+            why = f" ({setting.why})" if setting.why else ""
+            yield f"{name} of the recipe is left out: it is for vLLM {setting.vllm}{why}"
+
+
+def _service_plan(
+    chosen: Chosen,
+    spec: HostSpec,
+    release: Release,
+    api_key: str | None,
+    held: Memory | None,
+) -> ServicePlan:
+    service, recipe, card = chosen.service, chosen.recipe, chosen.card
+    repository = service.repository or service.model
+    weights = Weights(
+        repository=repository,
+        revision=service.revision,
+        path=f"{spec.paths.models}/{repository}/{service.revision}",
+    )
+    version = spec.vllm.version
+    program = command.program(recipe, release.path, weights.path)
+    options = command.options(service, recipe, version)
+    env = command.environment(service, recipe, version, release=release.path, state=STATE)
+    values = {
+        "name": service.name,
+        "model": service.model,
+        "vllm_version": version,
+        "port": service.port,
+        "state_dir": STATE,
+        "stage_dir": f"{ETC}/services/{service.name}",
+        "has_secrets": api_key is not None,
+        "stop_timeout_s": service.drain_timeout_s + 60,
+        "starts": STARTS,
+        "starts_interval_s": STARTS * (service.gate.ready_timeout_s + START_MARGIN_S),
+        "environment_lines": [command.systemd_assignment(*item) for item in env.items()],
+        "program_line": " ".join(map(command.systemd_word, program)),
+        "option_lines": [" ".join(map(command.systemd_word, words)) for words in options],
+    }
+    # The stamp names everything that the process is made of; it is the last thing put into the unit.
+    bare = render("service.service.j2", service=values, stamp=STAMP)
+    stamp = digest(bare, api_key or "")
+    return ServicePlan(
+        name=service.name,
+        unit=f"{UNIT_PREFIX}{service.name}.service",
+        model=service.model,
+        weights=weights,
+        vllm_version=version,
+        recipe=service.recipe,
+        gpus=tuple(service.gpus),
+        port=service.port,
+        engine_port=command.engine_port(service),
+        program=program,
+        options=options,
+        environment=env,
+        drain_timeout_s=service.drain_timeout_s,
+        gate={
+            "model": service.model,
+            "ready_timeout_s": service.gate.ready_timeout_s,
+            "answer_timeout_s": service.gate.answer_timeout_s,
+            "expect": service.gate.expect or card.gate.expect,
+            "request": {
+                "model": service.model,
+                **QUESTION,
+                "max_tokens": _answer_tokens(service, held),
+            },
+        },
+        memory=held,
+        claims=tuple(_claims(chosen, spec)),
+        notes=tuple(_notes(chosen, spec, held)),
+        stamp=stamp,
+        unit_text=bare.replace(STAMP, stamp),
+        api_key=api_key,
+    )
+
+
+def _answer_tokens(service: Service, held: Memory | None) -> int:
+    """How long the gate's answer may be: vLLM refuses a request that leaves no room for its prompt."""
+    wanted, context = service.gate.max_tokens, service.max_model_len
+    if context is None and held is not None:
+        context = held.inputs.max_model_len
+    return wanted if context is None else min(wanted, context // 2)
+
+
+def vllm_release(spec: HostSpec) -> Release:
+    """The release directory of a host's vLLM; its id is a digest of what goes in.
+
+    A torch backend makes uv fetch torch from an index of its own, past the site's: where the site names
+    an index, that one decides which torch there is.
+    """
+    vllm = spec.vllm
+    requirements = (f"vllm=={vllm.version}", *vllm.packages)
+    backend = None if spec.mirrors.index else vllm.torch_backend
+    identity = digest(vllm.channel, vllm.python, backend or "", *requirements)
+    name = f"vllm-{vllm.version}-{identity}"
+    return Release(
+        id=name,
+        path=f"{spec.paths.releases}/{name}",
+        requirements=requirements,
+        python=vllm.python,
+        torch_backend=backend,
+        bytecode=True,
+        check=("vllm", "--version"),
+    )
+
+
+def hub_release(tools: Catalog, folder: str) -> Release:
+    """huggingface_hub in an environment of its own, so that no vLLM decides its version."""
+    requirements = tuple(tools.tools.hub.requirements)
+    name = f"hub-{digest(*requirements)}"
+    return Release(
+        id=name,
+        path=f"{folder}/{name}",
+        requirements=requirements,
+        python=OS_PYTHON,
+        torch_backend=None,
+        bytecode=False,
+        check=("hf", "version"),
+    )
