@@ -170,8 +170,13 @@ def _show_differences(site: Site, inventory_file: Path, as_json: bool) -> None:
 
 
 def _json(document: object) -> None:
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """JSON on standard output; of a list, a line for each item, so that programs may read line by line
+    and versions can be compared. Indented, a thousand hosts would take longer to write than to plan."""
+    if isinstance(document, list):
+        lines = (json.dumps(item, ensure_ascii=False) for item in document)
+        sys.stdout.write("[\n" + ",\n".join(lines) + "\n]\n")
+    else:
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def _print(part: RenderableType) -> None:

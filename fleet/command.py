@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
-from packaging.version import Version
-
-from fleet.catalog import Parallel, Recipe
+from fleet.catalog import Parallel, Recipe, holds
 from fleet.spec import Argument, Service
 
 MANAGED_FLAGS = {
@@ -39,13 +38,14 @@ MANAGED_ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "nothing: it opens unauthenticated endpoints",
 }
 
-SHUTDOWN_TIMEOUT_SINCE = Version("0.19.0")
-ENGINE_READY_TIMEOUT_SINCE = Version("0.14.0")
+SHUTDOWN_TIMEOUT_SINCE = ">=0.19.0"
+ENGINE_READY_TIMEOUT_SINCE = ">=0.14.0"
 """fleet/options/: unknown in 0.13.0, known in 0.23.0; an unknown one only draws a warning."""
 
 _SYSTEMD_PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 
 
+@cache
 def flag_name(name: str) -> str:
     """`--enable_expert_parallel` and `enable-expert-parallel` are one flag: the latter.
 
@@ -91,7 +91,7 @@ def arguments(service: Service, recipe: Recipe, vllm_version: str) -> dict[str, 
         merged["max-model-len"] = service.max_model_len
     if service.gpu_memory_utilization is not None:
         merged["gpu-memory-utilization"] = service.gpu_memory_utilization
-    if Version(vllm_version) >= SHUTDOWN_TIMEOUT_SINCE:
+    if holds(SHUTDOWN_TIMEOUT_SINCE, vllm_version):
         merged["shutdown-timeout"] = service.drain_timeout_s
     return {name: value for name, value in merged.items() if value is not None}
 
@@ -146,7 +146,7 @@ def environment(
     }
     if service.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, service.gpus))
-    if Version(vllm_version) >= ENGINE_READY_TIMEOUT_SINCE:
+    if holds(ENGINE_READY_TIMEOUT_SINCE, vllm_version):
         env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(service.gate.ready_timeout_s)
     return env | variables(service, recipe, vllm_version)
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from packaging.version import Version
@@ -476,15 +477,23 @@ def _claims(chosen: Chosen, spec: HostSpec) -> Iterator[Claim]:
             yield claim
 
 
+@cache
+def _unrecorded(version: str) -> tuple[str, ...]:
+    """A note where vLLM's options are not known at this version itself."""
+    checked = options.checked_against(version)
+    if [Version(found) for found in checked] == [Version(Version(version).public)]:
+        return ()
+    against = " and ".join(checked)
+    return (f"vLLM {version} is not recorded; its options were checked against {against}",)
+
+
 def _notes(chosen: Chosen, spec: HostSpec, held: Memory | None) -> Iterator[str]:
     """What a person should know before a roll-out."""
     service, recipe, card = chosen.service, chosen.recipe, chosen.card
     version, known = spec.vllm.version, catalog()
     arguments = command.arguments(service, recipe, version)
     yield from (*chosen.notes, *card.notes)
-    checked = options.checked_against(version)
-    if [Version(found) for found in checked] != [Version(Version(version).public)]:
-        yield f"vLLM {version} is not recorded; its options were checked against {' and '.join(checked)}"
+    yield from _unrecorded(version)
     if spec.mirrors.index and spec.vllm.torch_backend:
         yield "torch_backend is left out: it would fetch torch past mirrors.index"
     if spec.gpu is not None and held is None:
