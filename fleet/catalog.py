@@ -90,6 +90,13 @@ class RemoteCode(Model):
     revisions: dict[str, str] = {}
 
 
+class Note(Model):
+    """What anybody should know who serves a model with these vLLM versions (empty: with any)."""
+
+    text: str
+    vllm: str = ""
+
+
 class ModelCard(Model):
     """What the planner must know of a model. `weights_bytes` on disk; `vllm` is a version range."""
 
@@ -100,6 +107,9 @@ class ModelCard(Model):
     """None: the catalogue does not know; read the repository's own."""
     vllm: str
     vllm_source: str
+    recommended: str = ""
+    """vLLM versions that its publishers name, where that is less than what serves it."""
+    recommended_by: str = ""
     compute_capability: str
     """The least that vLLM runs this checkpoint on."""
     context_tokens: Tokens
@@ -118,8 +128,7 @@ class ModelCard(Model):
     parsers: Parsers = Parsers()
     remote_code: RemoteCode = RemoteCode(needed=False)
     gate: GateDefaults
-    notes: list[str] = []
-    """What anybody who serves it should know."""
+    notes: list[Note] = []
 
     def accepts(self, vllm_version: str) -> bool:
         return holds(self.vllm, vllm_version)
@@ -163,6 +172,8 @@ class Setting(Model):
     value: Argument
     source: str
     vllm: str = ""
+    mandatory: bool = False
+    """The model does not work without it: a site may neither change it nor take it away."""
     why: str | None = None
 
 
@@ -209,6 +220,8 @@ class Recipe(Model):
     kinds: list[str] = []
     models: list[str] = []
     compute_capability: str = ""
+    vllm: str = ""
+    """Versions that have what the recipe is about, where that is less than its models' own."""
     args: dict[str, Setting] = {}
     env: dict[str, Setting] = {}
 

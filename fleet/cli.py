@@ -83,12 +83,17 @@ def fit(  # noqa: PLR0913, PLR0917 - one for each option
     name = _known("model", model, {name: name for name in known.models} | _short(known.models))
     kinds = [_known("--kind", one, dict.fromkeys(known.gpus)) for one in kind or known.gpus]
     version = _version(name, vllm)
+    changes = {} if max_model_len is None else {"max-model-len": max_model_len}
     found = {
-        one: list(placement.fits(name, known.gpus[one], gpus, version, max_model_len))
-        for one in kinds
+        one: list(placement.fits(name, known.gpus[one], gpus, version, changes)) for one in kinds
     }
+    if not any(found.values()):
+        raise _refusal(f"no recipe of {name} wants {gpus} GPUs or fewer; try --gpus 4 or 8")
     if svg is not None:
-        svg.write_text(picture.fits(name, version, gpus, found), encoding="utf-8")
+        try:
+            svg.write_text(picture.fits(name, version, gpus, found), encoding="utf-8")
+        except OSError as error:
+            raise _refusal(f"--svg {svg} cannot be written: {error.strerror}") from None
     if as_json:
         _json([documents.fit_document(one, row) for one, rows in found.items() for row in rows])
     else:

@@ -6,9 +6,20 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from shlex import quote
 
+from fleet import options as known
 from fleet.catalog import Parallel, Recipe, holds
 from fleet.spec import Argument, Service
+
+SPREADING = (
+    *("nnodes", "node-rank", "master-addr", "master-port", "headless"),
+    *("data-parallel-rank", "data-parallel-start-rank", "data-parallel-size-local"),
+    *("data-parallel-address", "data-parallel-rpc-port", "data-parallel-backend"),
+    *("data-parallel-hybrid-lb", "data-parallel-external-lb"),
+    *("prefill-context-parallel-size", "decode-context-parallel-size"),
+)
+"""Flags that spread an engine over hosts or over further ranks; a service is on GPUs of one host."""
 
 MANAGED_FLAGS = {
     "model": "model",
@@ -22,6 +33,10 @@ MANAGED_FLAGS = {
     "pipeline-parallel-size": "recipe",
     "data-parallel-size": "recipe",
     "enable-expert-parallel": "recipe",
+    **dict.fromkeys(
+        ("tp", "pp", "dp", "ep", "no-enable-expert-parallel", "disable-expert-parallel"), "recipe"
+    ),
+    **dict.fromkeys(SPREADING, "recipe"),
     "max-model-len": "max_model_len",
     "gpu-memory-utilization": "gpu_memory_utilization",
     "shutdown-timeout": "drain_timeout_s",
@@ -32,15 +47,19 @@ MANAGED_FLAGS = {
 MANAGED_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "gpus",
     "FLEET_STAMP": "nothing: it names the plan",
+    "PATH": "nothing: it begins with the release's own programs",
+    "VLLM_CACHE_ROOT": "nothing: each service has a folder of its own",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "gate.ready_timeout_s",
     "HF_HUB_OFFLINE": "nothing: serving never waits for the network",
     "HOME": "nothing",
     "VLLM_API_KEY": "api_key",
     "VLLM_SERVER_DEV_MODE": "nothing: it opens unauthenticated endpoints",
 }
 
-SHUTDOWN_TIMEOUT_SINCE = ">=0.19.0"
+SHUTDOWN_TIMEOUT_SINCE = ">=0.18.0"
+"""fleet/options/: unknown in 0.17.1, known in 0.18.1."""
 ENGINE_READY_TIMEOUT_SINCE = ">=0.14.0"
-"""fleet/options/: unknown in 0.13.0, known in 0.23.0; an unknown one only draws a warning."""
+"""Unknown in 0.13.0, known in 0.14.0; an unknown one only draws a warning."""
 
 _SYSTEMD_PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 
@@ -56,27 +75,46 @@ def flag_name(name: str) -> str:
     return f"{option.replace('_', '-')}{dot}{field}"
 
 
-def flag(name: str, value: Argument) -> tuple[str, ...]:
-    """One option as argv words: a bare flag for True, nothing for None and False, JSON for data."""
+def flag(name: str, value: Argument, vllm_version: str) -> tuple[str, ...]:
+    """One option as argv words, in the form that this vLLM takes it.
+
+    A bare flag for True and its negative form for False, where it has one; a list as words, where the
+    option takes several; any other list or dict as JSON.
+    """
     option = f"--{flag_name(name)}"
-    if value is None or value is False:
-        return ()
-    if value is True:
-        return (option,)
-    if isinstance(value, (dict, list)):
-        return (option, json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-    return (option, str(value))
+    words: tuple[str, ...]
+    if value is None:
+        words = ()
+    elif value is True:
+        words = (option,)
+    elif value is False:
+        negative = known.negative(option, vllm_version)
+        words = (negative,) if negative else ()
+    elif isinstance(value, list) and known.several(option, vllm_version) == "words":
+        words = (option, *map(str, value))
+    elif isinstance(value, (dict, list)):
+        words = (option, json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    else:
+        words = (option, str(value))
+    return words
 
 
-def parallel_flags(parallel: Parallel) -> Iterable[tuple[str, ...]]:
+def flags(name: str, value: Argument, vllm_version: str) -> Iterable[tuple[str, ...]]:
+    """The same for each value of an option that is given again for each."""
+    repeated = known.several(f"--{flag_name(name)}", vllm_version) == "repeated"
+    for one in value if isinstance(value, list) and repeated else [value]:
+        yield flag(name, one, vllm_version)
+
+
+def parallel_flags(parallel: Parallel, vllm_version: str) -> Iterable[tuple[str, ...]]:
     if parallel.tensor > 1:
-        yield flag("tensor-parallel-size", parallel.tensor)
+        yield flag("tensor-parallel-size", parallel.tensor, vllm_version)
     if parallel.pipeline > 1:
-        yield flag("pipeline-parallel-size", parallel.pipeline)
+        yield flag("pipeline-parallel-size", parallel.pipeline, vllm_version)
     if parallel.data > 1:
-        yield flag("data-parallel-size", parallel.data)
+        yield flag("data-parallel-size", parallel.data, vllm_version)
     if parallel.expert:
-        yield flag("enable-expert-parallel", True)
+        yield flag("enable-expert-parallel", True, vllm_version)
 
 
 def arguments(service: Service, recipe: Recipe, vllm_version: str) -> dict[str, Argument]:
@@ -86,14 +124,20 @@ def arguments(service: Service, recipe: Recipe, vllm_version: str) -> dict[str, 
     the service's own keys.
     """
     merged = {flag_name(name): value for name, value in recipe.arguments(vllm_version).items()}
-    merged.update((flag_name(name), value) for name, value in service.args.items())
-    if service.max_model_len is not None:
-        merged["max-model-len"] = service.max_model_len
-    if service.gpu_memory_utilization is not None:
-        merged["gpu-memory-utilization"] = service.gpu_memory_utilization
+    merged.update(site_arguments(service))
     if holds(SHUTDOWN_TIMEOUT_SINCE, vllm_version):
         merged["shutdown-timeout"] = service.drain_timeout_s
     return {name: value for name, value in merged.items() if value is not None}
+
+
+def site_arguments(service: Service) -> dict[str, Argument]:
+    """The flags that a service's own data sets, by name; None takes one away."""
+    own = {flag_name(name): value for name, value in service.args.items()}
+    if service.max_model_len is not None:
+        own["max-model-len"] = service.max_model_len
+    if service.gpu_memory_utilization is not None:
+        own["gpu-memory-utilization"] = service.gpu_memory_utilization
+    return own
 
 
 def options(service: Service, recipe: Recipe, vllm_version: str) -> tuple[tuple[str, ...], ...]:
@@ -101,13 +145,14 @@ def options(service: Service, recipe: Recipe, vllm_version: str) -> tuple[tuple[
     return tuple(
         words
         for words in (
-            flag("served-model-name", service.model),
-            flag("host", "127.0.0.1"),
-            flag("port", engine_port(service)),
-            *parallel_flags(recipe.parallel),
+            flag("served-model-name", service.model, vllm_version),
+            flag("host", "127.0.0.1", vllm_version),
+            flag("port", engine_port(service), vllm_version),
+            *parallel_flags(recipe.parallel, vllm_version),
             *(
-                flag(name, value)
+                words
                 for name, value in arguments(service, recipe, vllm_version).items()
+                for words in flags(name, value, vllm_version)
             ),
         )
         if words
@@ -173,11 +218,11 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
+_CONTROLS = frozenset(map(chr, [*range(1, 0x20), 0x7F]))
 _ESCAPES = {
     "\\": "\\\\",
     '"': '\\"',
-    **{chr(code): f"\\x{code:02x}" for code in range(1, 0x20)},
-    "\x7f": "\\x7f",
+    **{character: f"\\x{ord(character):02x}" for character in _CONTROLS},
     "\n": "\\n",
     "\t": "\\t",
     "\r": "\\r",
@@ -198,13 +243,19 @@ def environment_file(variables: Mapping[str, str]) -> str:
 
 def shell(argv: Sequence[str], env: Mapping[str, str]) -> str:
     """The invocation as one pastes it into a shell, one option per line."""
-    from shlex import quote
-
-    words = [f"{name}={quote(value)}" for name, value in env.items()]
+    words = [f"{name}={_shell_word(value)}" for name, value in env.items()]
     lines: list[str] = []
     for word in argv:
         if word.startswith("--") or not lines:
-            lines.append(quote(word))
+            lines.append(_shell_word(word))
         else:
-            lines[-1] += f" {quote(word)}"
+            lines[-1] += f" {_shell_word(word)}"
     return " \\\n  ".join([*words, *lines])
+
+
+def _shell_word(word: str) -> str:
+    """Quoted for bash and zsh; control characters by name, which a terminal would not show."""
+    if not _CONTROLS.intersection(word):
+        return quote(word)
+    escapes = {**_ESCAPES, "'": "\\'", '"': '"'}
+    return "$'" + "".join(escapes.get(character, character) for character in word) + "'"

@@ -46,7 +46,7 @@ def memory_document(held: Memory | None) -> dict[str, Any] | None:
         "pools": held.pools,
         "kv_tokens_per_pool": held.pool_tokens,
         "kv_tokens": held.tokens,
-        "max_model_len": inputs.max_model_len,
+        "max_model_len": held.max_model_len,
         "largest_max_model_len": held.largest_max_model_len,
         "sequences_at_max_model_len": held.sequences,
         "fits": held.fits,

@@ -18,7 +18,12 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        """One line, whatever the input holds."""
+        return "".join(map(_shown, f"{self.where}: {self.what}"))
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class SiteError(Exception):

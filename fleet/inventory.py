@@ -23,15 +23,35 @@ from pydantic import BaseModel, ValidationError
 from fleet.errors import Problem, SiteError, did_you_mean
 from fleet.plan import HostPlan
 from fleet.planner import RECIPE_FILES, Planner, Texts
-from fleet.spec import HostSpec, SecretReference
+from fleet.spec import (
+    CAPABILITY,
+    DRIVER_VERSION,
+    NAME,
+    PACKAGE,
+    PLAIN_WORDS,
+    TORCH_BACKEND,
+    VERSION,
+    HostSpec,
+    SecretReference,
+)
 from fleet.waves import batch_size, waves
 
 GROUP_DATA = "group_data"
 SECRET_LITERAL = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,})"
 )
-CONNECTION_KEY = re.compile(r"ssh_[a-z_]+|_[a-z_]+")
-"""Keys that pyinfra itself reads from host data: its connectors' and its global arguments."""
+CONNECTION_KEYS = frozenset(
+    {
+        *("ssh_hostname", "ssh_port", "ssh_user", "ssh_password", "ssh_key", "ssh_key_password"),
+        *("ssh_allow_agent", "ssh_look_for_keys", "ssh_forward_agent", "ssh_config_file"),
+        *("ssh_known_hosts_file", "ssh_strict_host_key_checking", "ssh_paramiko_connect_kwargs"),
+        *("ssh_connect_retries", "ssh_connect_retry_min_delay", "ssh_connect_retry_max_delay"),
+        "ssh_file_transfer_protocol",
+    }
+)
+"""Keys that pyinfra's ssh connector reads from host data (tests/unit/test_inventory.py compares)."""
+GLOBAL_ARGUMENT = re.compile(r"_[a-z_]+")
+"""pyinfra's global arguments: `_sudo` and the like."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +323,7 @@ def _merge(  # noqa: PLR0913
                 merged[key] = value
                 origins[key] = files.get(group, str(path))
         for key, value in values.items():
+            _refuse_secret(f"{path}: {name}: {key}", value, problems)
             merged[key] = value
             origins[key] = f"{path}: {name}"
         for key, value in overrides.items():
@@ -353,7 +374,7 @@ def _plan(
             ),
             host.groups[0],
         )
-        data = {key: value for key, value in host.data.items() if not CONNECTION_KEY.fullmatch(key)}
+        data = {key: value for key, value in host.data.items() if not _is_pyinfras(key)}
         key = f"{group}\n{data!r}\n{host.origins.get('services')}"
         if key not in alike:
             alike[key] = _plan_one(host, group, data, path, cwd, problems)
@@ -361,6 +382,10 @@ def _plan(
         if plan is not None:
             plans[host.name] = replace(plan, name=host.name)
     return plans, problems
+
+
+def _is_pyinfras(key: object) -> bool:
+    return key in CONNECTION_KEYS or bool(GLOBAL_ARGUMENT.fullmatch(str(key)))
 
 
 def _plan_one(  # noqa: PLR0913
@@ -424,6 +449,17 @@ def _text(path: str, cwd: Path) -> str:
         raise SiteError([Problem(path, what)]) from error
 
 
+PATTERNS = {
+    VERSION: "no version; write for example '0.33.0'",
+    DRIVER_VERSION: "no exact driver version; write for example '580.95.05'",
+    NAME: "no name; use lower-case letters, digits and hyphens, 32 at most",
+    CAPABILITY: "no compute capability; write for example '9.0'",
+    TORCH_BACKEND: "no torch backend; write 'auto', 'cpu' or for example 'cu129'",
+    PACKAGE: "no name of a distribution package",
+    PLAIN_WORDS: "not plain words",
+}
+"""What a pattern of the schema means to a person."""
+
 Place = tuple[int | str, ...]
 """Keys and indices that lead to a value in group data."""
 
@@ -467,6 +503,9 @@ def _explain(
                     yield Problem(where, f"expected {expected}, got {got}")
         elif kind == "value_error":
             yield Problem(where, str(finding["ctx"]["error"]))
+        elif kind == "string_pattern_mismatch":
+            words = PATTERNS[finding["ctx"]["pattern"]]
+            yield Problem(where, f"{finding['input']!r} is {words}")
         else:
             yield Problem(where, finding["msg"][0].lower() + finding["msg"][1:])
 
@@ -504,7 +543,7 @@ def _fields(location: Iterable[int | str]) -> list[str]:
         model = next(
             (found for found in _nested(annotation) if issubclass(found, BaseModel)), BaseModel
         )
-    return list(model.model_fields)
+    return [*model.model_fields, *(CONNECTION_KEYS if model is HostSpec else ())]
 
 
 def _nested(annotation: Any) -> Iterator[type]:

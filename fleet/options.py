@@ -27,10 +27,11 @@ from fleet.errors import did_you_mean
 _FILE = re.compile(r"vllm-(.+)\.json")
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")  # what argparse takes for a value
 _LEVEL = re.compile(r"-O=?([0-3])")
-_HUMAN = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
+_HUMAN = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z])")
 _OBJECT = re.compile(r"\s*\{.*\}\s*", re.DOTALL)
 _SHOWN = 60
 """Characters of a value that a message repeats."""
+_LEAVE_OUT = "; leave it out"
 _CANDIDATES = 3
 """Options that a message names where an abbreviation could be any of many."""
 
@@ -49,8 +50,12 @@ _ENGINE_FIELDS = {
 }
 """The same, for fields of options that take JSON."""
 
-_UPPER_CASE = frozenset({"attention_backends", "cudagraph_modes"})
-"""Lists of enumeration members, which vLLM looks up in capitals however they are written."""
+_FOLDING: Mapping[str, Callable[[str], str]] = {
+    "attention_backends": str.upper,
+    "cudagraph_modes": str.upper,
+    "quantization_methods": str.lower,
+}
+"""How vLLM spells a value before it looks it up in one of these lists."""
 
 _PLUGINS = {
     "reasoning_parser": "reasoning_parser_plugin",
@@ -102,7 +107,6 @@ class _Option:
     nargs: int | str | None = None
     choices: tuple[Any, ...] | None = None
     fields: frozenset[str] = frozenset()
-    also: frozenset[str] = frozenset()
     folds: bool = False
     default: Any = None
 
@@ -135,18 +139,16 @@ class _Record:
     options: Mapping[str, _Option]
     values: Mapping[str, frozenset[str]]
     deprecated_quantization: frozenset[str]
+    requires: Mapping[str, str]
     serve_only: frozenset[str]
     level: tuple[str, ...]
+    integer_suffixes: frozenset[str]
     environment: frozenset[str]
 
 
+@cache
 def recorded_versions() -> tuple[str, ...]:
     """The vLLM versions whose options are recorded, ascending."""
-    return _recorded_versions()
-
-
-@cache
-def _recorded_versions() -> tuple[str, ...]:
     names = (_FILE.fullmatch(file.name) for file in (files("fleet") / "options").iterdir())
     return tuple(sorted((name[1] for name in names if name), key=Version))
 
@@ -192,8 +194,8 @@ def check_environment(names: Iterable[str], version: str) -> Iterator[Finding]:
     def judge(record: _Record) -> _Judged:
         for place, name in enumerate(given):
             if name not in record.environment:
-                cure = _elsewhere(name, lambda other: other.environment)
-                cure += did_you_mean(name, record.environment)
+                elsewhere = _elsewhere(name, lambda other: other.environment)
+                cure = elsewhere or did_you_mean(name, record.environment) or _LEAVE_OUT
                 yield place, name, _Fault("know", "it", cure)
 
     yield from _agreed(version, judge)
@@ -226,6 +228,25 @@ def same_option(flag: str, version: str) -> frozenset[str]:
     return frozenset(found)
 
 
+@cache
+def negative(flag: str, version: str) -> str | None:
+    """The flag that turns an option off (`--no-enable-prefix-caching`); None if it has none."""
+    opposite = f"--no-{flag.removeprefix('--')}"
+    record = _record(checked_against(version)[-1])
+    return opposite if opposite in record.options else None
+
+
+@cache
+def several(flag: str, version: str) -> str | None:
+    """How an option takes several values: `words` after it, or `repeated`; None if it takes one."""
+    option = _record(checked_against(version)[-1]).options.get(flag)
+    if option is None:
+        return None
+    if option.arity[1] > 1:
+        return "words"
+    return "repeated" if option.action == "AppendAction" else None
+
+
 # --- reading the records -------------------------------------------------------------------------
 
 
@@ -242,8 +263,10 @@ def _record(version: str) -> _Record:
             for name in {*_ENGINE_VALUES.values(), *_ENGINE_FIELDS.values()}
         },
         deprecated_quantization=frozenset(data["deprecated_quantization_methods"]),
+        requires=data["requires"],
         serve_only=frozenset(data["serve_only"]),
         level=tuple(data["level_3"]),
+        integer_suffixes=frozenset(data["integer_suffixes"]),
         environment=frozenset(data["env"]),
     )
 
@@ -257,7 +280,6 @@ def _option(described: Mapping[str, Any]) -> _Option:
         nargs=described.get("nargs"),
         choices=tuple(described["choices"]) if "choices" in described else None,
         fields=frozenset(described.get("fields", ())),
-        also=frozenset(described.get("also", ())),
         folds=described.get("folds", False),
         default=described.get("default"),
     )
@@ -278,9 +300,9 @@ def _agreed(version: str, judge: Callable[[_Record], _Judged]) -> Iterator[Findi
             return
         places.append(found)
     exact = Version(against[0]) == Version(Version(version).public)
-    for key, faults in places[0].items():
+    for key in sorted(places[0]):
         if all(key in found for found in places):
-            for same in _matched([faults, *(found[key] for found in places[1:])]):
+            for same in _matched([found[key] for found in places]):
                 yield Finding(key[1], _what(None if exact else version, against, same))
 
 
@@ -351,7 +373,7 @@ class _Given:
 
 
 def _judge(options: Sequence[Sequence[str]], record: _Record, entrypoint: str) -> _Judged:
-    """Every fault that one release finds, in the order of what was given."""
+    """Every fault that one release finds in options, each given as its words."""
     found: list[tuple[int, _Given, _Option]] = []
     for place, words in enumerate(options):
         given = _given(words, record)
@@ -360,15 +382,34 @@ def _judge(options: Sequence[Sequence[str]], record: _Record, entrypoint: str) -
             yield place, given.name, _unknown(given.flag, record, entrypoint)
             continue
         found.append((place, given, option))
-    by_dest: dict[str, tuple[_Given, _Option]] = {}
-    for place, given, option in found:
-        earlier = by_dest.setdefault(option.dest, (given, option))[0]
-        if earlier is not given and (fault := _given_twice(earlier, given, option)):
-            yield place, given.name, fault
-    dests = by_dest.keys()
+    yield from _repeated(found)
+    dests = {option.dest for _, _, option in found}
     for place, given, option in found:
         for fault in _faults(given, option, record, dests):
             yield place, given.name, fault
+
+
+def _repeated(found: Sequence[tuple[int, _Given, _Option]]) -> _Judged:
+    """Options given twice: the last one wins, and silently. Different fields may come one by one."""
+    first: dict[str, _Given] = {}
+    names: set[tuple[str, tuple[str, ...]]] = set()
+    for place, given, option in found:
+        if option.action in {"AppendAction", "HelpAction"}:
+            continue
+        earlier = first.setdefault(option.dest, given)
+        name = (option.dest, given.path)
+        again = name in names and not given.name.endswith("+")
+        names.add(name)
+        if bool(earlier.path) != bool(given.path):
+            cure = (
+                f"{earlier.name} is given too, and vLLM would drop it; give all in one JSON object"
+            )
+            yield place, given.name, _Fault("", cure)
+        elif again and earlier.flag != given.flag and not given.path:
+            cure = f"{earlier.flag} is the same option, and given too; leave one out"
+            yield place, given.name, _Fault("", cure)
+        elif again:
+            yield place, given.name, _Fault("", "it is given twice; leave one out")
 
 
 def _given(words: Sequence[str], record: _Record) -> _Given:
@@ -394,29 +435,17 @@ def _unknown(flag: str, record: _Record, entrypoint: str) -> _Fault:
     longer = sorted(name for name in known if name.startswith(flag))
     if len(longer) == 1:
         # argparse completes it, until a later version has a second option that begins so.
-        return _Fault("know", "it", f" and would read it as {longer[0]}; write that")
-    cure = _elsewhere(flag, lambda other: other.options)
-    if longer:
+        return _Fault("know", "it", f"; it would be read as {longer[0]}, so write that")
+    elsewhere = _elsewhere(flag, lambda other: other.options)
+    if longer and not elsewhere:
         more = " or others" if len(longer) > _CANDIDATES else ""
         could = " or ".join(longer[:_CANDIDATES])
-        return _Fault("know", "it", f"{cure}; it could stand for {could}{more}")
-    return _Fault("know", "it", cure + did_you_mean(flag, known))
-
-
-def _given_twice(earlier: _Given, given: _Given, option: _Option) -> _Fault | None:
-    """An option takes what was given last, and silently; only fields may come one by one."""
-    if option.action == "AppendAction" or (earlier.path and given.path):
-        return None
-    if earlier.name == given.name:
-        return _Fault("", "it is given twice; leave one out")
-    if earlier.path or given.path:
-        what = f"{earlier.name} is given too, and vLLM would drop one of them; give all as JSON"
-        return _Fault("", what)
-    return _Fault("", f"{earlier.name} is the same option, and given too; leave one out")
+        return _Fault("know", "it", f"; it could stand for {could}{more}")
+    return _Fault("know", "it", elsewhere or did_you_mean(flag, known) or _LEAVE_OUT)
 
 
 def _faults(
-    given: _Given, option: _Option, record: _Record, dests: Iterable[str]
+    given: _Given, option: _Option, record: _Record, dests: Container[str]
 ) -> Iterator[_Fault]:
     if option.action == "HelpAction":
         yield _Fault("", "it prints help and exits; leave it out")
@@ -424,8 +453,9 @@ def _faults(
     if fault := _wrong_number(given, option):
         yield fault
         return
-    if option.dest == "enable_auto_tool_choice" and "tool_call_parser" not in dests:
-        yield _Fault("take", "it without --tool-call-parser", "; give both")
+    required = record.requires.get(given.flag)
+    if required and record.options[required].dest not in dests:
+        yield _Fault("take", f"it without {required}", "; give both")
     if given.path:
         yield from _field_faults(given, option, record)
         return
@@ -482,22 +512,24 @@ def _field_value(text: str) -> Any:
 
 
 def _value_faults(
-    text: str, option: _Option, record: _Record, dests: Iterable[str]
+    text: str, option: _Option, record: _Record, dests: Container[str]
 ) -> Iterator[_Fault]:
     try:
-        value = _convert(text, option)
+        value = _convert(text, option, record)
     except ValueError as error:
         yield _Fault("take", _shown(text), f"; {error}")
         return
+    named = _ENGINE_VALUES.get(option.dest)
     if option.choices is not None and value not in option.choices:
-        yield _not_among(text, [str(choice) for choice in option.choices if choice is not None])
+        known = [str(choice) for choice in option.choices if choice is not None]
+        elsewhere = _elsewhere(text, lambda other: _choices(other, option.name, named))
+        yield _not_among(text, known, elsewhere)
         return
     if isinstance(value, dict):
         yield from _content_faults(value, option, record)
-    named = _ENGINE_VALUES.get(option.dest)
     if named and isinstance(value, str) and value and _PLUGINS.get(option.dest) not in dests:
         yield from _engine_faults(value, named, record)
-    if option.dest == "quantization" and value in record.deprecated_quantization:
+    if option.dest == "quantization" and text.lower() in record.deprecated_quantization:
         allowing = "--allow-deprecated-quantization"
         if "allow_deprecated_quantization" not in dests:
             yield _Fault("take", f"{_shown(text)} without {allowing}", "; give both")
@@ -513,40 +545,52 @@ def _content_faults(
         return same.fields if same else frozenset()
 
     for name, value in content.items():
-        if option.fields and name not in option.fields:
-            cure = _elsewhere(name, fields) + did_you_mean(name, option.fields)
-            yield _Fault("know", f"its field {_shown(name)}", cure)
         named = _ENGINE_FIELDS.get((option.dest, name))
-        if named and isinstance(value, str):
+        if option.fields and name not in option.fields:
+            cure = _elsewhere(name, fields) or did_you_mean(name, option.fields) or _LEAVE_OUT
+            yield _Fault("know", f"its field {_shown(name)}", cure)
+        elif named and isinstance(value, str):
             yield from _engine_faults(value, named, record)
 
 
 def _engine_faults(value: str, named: str, record: _Record) -> Iterator[_Fault]:
     """A value that the parser lets through and the engine refuses minutes later."""
-    looked_up = value.upper() if named in _UPPER_CASE else value
-    known = record.values[named]
-    if looked_up in known or (named == "attention_backends" and value.lower() == "auto"):
-        return
-    elsewhere = _elsewhere(looked_up, lambda other: other.values[named])
-    yield _not_among(value, sorted(known), elsewhere)
+    folding = _FOLDING.get(named)
+    looked_up = folding(value) if folding else value
+    if looked_up not in record.values[named]:
+        known = sorted(record.values[named])
+        elsewhere = _elsewhere(looked_up, lambda other: other.values[named])
+        yield _not_among(value, known, elsewhere)
 
 
-def _not_among(value: str, known: Sequence[str], elsewhere: str = "") -> _Fault:
-    near = did_you_mean(value, known)
-    return _Fault("take", _shown(value), elsewhere + (near or f"; it takes {', '.join(known)}"))
+def _choices(record: _Record, flag: str, named: str | None) -> Container[str]:
+    """What an option takes at another version, be it by its parser's word or by its engine's."""
+    option = record.options.get(flag)
+    if named or option is None or option.choices is None:
+        return record.values[named] if named else ()
+    return {str(choice) for choice in option.choices}
 
 
-def _convert(text: str, option: _Option) -> Any:
+def _not_among(value: str, known: Sequence[str], elsewhere: str) -> _Fault:
+    cure = elsewhere or did_you_mean(value, known) or f"; it takes {', '.join(known)}"
+    return _Fault("take", _shown(value), cure)
+
+
+def _convert(text: str, option: _Option, record: _Record) -> Any:
     """`text` as the option's own converter makes it; ValueError says what is wanted instead."""
     kind = option.type or "str"
-    if text in option.also:
-        return text
     if optional := re.fullmatch(r"optional_type\((.+)\)", kind):
         if text in {"", "None"}:
             return None
         kind = optional[1]
     if option.folds:
         return text.lower().replace("-", "_")
+    if option.action == "LoRAParserAction":
+        return _adapter(text)
+    if kind == "human_readable_int_or_auto" and text.strip().lower() in {"-1", "auto"}:
+        return -1
+    if kind.startswith("human_readable_int"):
+        return _human_number(text, record.integer_suffixes)
     converter = _CONVERTERS.get(kind)
     return converter(text) if converter else text
 
@@ -565,9 +609,10 @@ def _number(text: str) -> float:
         raise ValueError("give a number") from None
 
 
-def _human_number(text: str) -> int:
+def _human_number(text: str, suffixes: Container[str]) -> int:
     """vLLM's human_readable_int: k, m, g, t are powers of 1000, and K, M, G, T of 1024."""
-    if suffixed := _HUMAN.fullmatch(text.strip()):
+    suffixed = _HUMAN.fullmatch(text.strip())
+    if suffixed and suffixed[2] in suffixes:
         number, suffix = suffixed.groups()
         if suffix.isupper() and "." in number:
             raise ValueError(f"give a whole number before {suffix}, or {number}{suffix.lower()}")
@@ -577,10 +622,6 @@ def _human_number(text: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError("give a whole number such as 65536, 64k or 64K") from None
-
-
-def _human_number_or_auto(text: str) -> int:
-    return -1 if text.strip().lower() in {"-1", "auto"} else _human_number(text)
 
 
 def _json(text: str) -> Any:
@@ -597,17 +638,26 @@ def _json_object(text: str) -> Any:
     return content
 
 
+def _adapter(text: str) -> Any:
+    """A LoRA adapter, in the old form or the new."""
+    if not text or re.fullmatch(r"[^=,]*=[^=,]*", text):
+        return text
+    try:
+        return _json_object(text)
+    except ValueError:
+        raise ValueError("give name=path or a JSON object") from None
+
+
 def _object_or_text(text: str) -> Any:
     return _json(text) if _OBJECT.fullmatch(text) else text
 
 
 _CONVERTERS: Mapping[str, Callable[[str], Any]] = {
     "float": _number,
-    "human_readable_int": _human_number,
-    "human_readable_int_or_auto": _human_number_or_auto,
     "int": _whole_number,
     "loads": _json,
     "parse_dataclass": _json_object,
+    "parse_reasoning_parser": lambda text: "" if text.lower() == "none" else text,
     "parse_type(loads)": _json,
     "union_dict_and_str": _object_or_text,
 }

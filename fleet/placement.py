@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fleet import options
 from fleet.catalog import LoadedWeights, ModelCard, Parallel, Recipe, catalog, holds
 from fleet.memory import KV_DTYPE_BYTES, Inputs, Memory, memory
 from fleet.spec import Argument, GpuKind
+
+AUTO = ("auto", "-1", -1)
+"""--max-model-len: as long as fits."""
 
 _SUFFIXES = {
     "k": 10**3,
@@ -82,10 +86,10 @@ def service_memory(
     if utilisation is None:
         utilisation = options.default("--gpu-memory-utilization", vllm_version)
     dtype = str(arguments.get("kv-cache-dtype", "auto"))
-    if dtype not in KV_DTYPE_BYTES:
-        return None
-    index_dtype = _field(arguments.get("attention-config"), "indexer_kv_dtype") or "auto"
-    asked = _number(arguments, "max-model-len")
+    if dtype == "auto" and arguments.get("dtype") in ("float", "float32"):
+        dtype = "float32"
+    index_dtype = _field(arguments, "attention-config", "indexer_kv_dtype")
+    length = arguments.get("max-model-len", card.context_tokens)
     return memory(
         Inputs(
             gpu_bytes=kind.memory_bytes,
@@ -93,11 +97,12 @@ def service_memory(
             parallel=parallel,
             shape=card.shape,
             weights=weights,
-            kv_element_bytes=KV_DTYPE_BYTES[dtype],
+            kv_element_bytes=KV_DTYPE_BYTES.get(dtype, 2),
             index_element_bytes=KV_DTYPE_BYTES.get(str(index_dtype), 2),
-            max_model_len=card.context_tokens if asked is None else asked,
+            max_model_len=None if length in AUTO else _number("max-model-len", length),
             context_tokens=card.context_tokens,
-            kv_cache_bytes=_number(arguments, "kv-cache-memory-bytes"),
+            max_sequences=_optional_number(arguments, "max-num-seqs"),
+            kv_cache_bytes=_optional_number(arguments, "kv-cache-memory-bytes"),
         )
     )
 
@@ -107,9 +112,18 @@ def _loaded(card: ModelCard, arguments: Mapping[str, Argument]) -> LoadedWeights
     return card.loaded_as.get(str(quantisation), card.loaded) if quantisation else card.loaded
 
 
-def _field(value: Argument, name: str) -> object:
-    """A field of an option that takes JSON."""
-    return value.get(name) if isinstance(value, dict) else None
+def _field(arguments: Mapping[str, Argument], option: str, field: str) -> object:
+    """A field of an option that takes JSON, in any of the forms that vLLM takes; None if not given."""
+    value = arguments.get(f"{option}.{field}")
+    if value is not None:
+        return value
+    whole = arguments.get(option)
+    if isinstance(whole, str):
+        try:
+            whole = json.loads(whole)
+        except ValueError:
+            return None  # told by fleet/options.py
+    return whole.get(field) if isinstance(whole, dict) else None
 
 
 def _fraction(value: object) -> float:
@@ -119,14 +133,18 @@ def _fraction(value: object) -> float:
         raise ValueError(f"--gpu-memory-utilization {value!r} is no number") from None
 
 
-def _number(arguments: Mapping[str, Argument], name: str) -> int | None:
-    """A whole number as vLLM reads it: `65536`, `64k` (thousands), `64K` (1024s). None: absent, auto."""
+def _optional_number(arguments: Mapping[str, Argument], name: str) -> int | None:
     value = arguments.get(name)
-    if value is None or value in ("auto", "-1", -1):
-        return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgtKMGT]?)", str(value))
+    return None if value is None else _number(name, value)
+
+
+def _number(name: str, value: Argument) -> int:
+    """A whole number as vLLM reads it: `65536`, `64k` (thousands), `64K` (1024s)."""
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,6})?)([kmgtKMGT]?)", str(value))
     if not found:
         raise ValueError(f"--{name} {value!r} is no number")
+    if found[1].isdigit():
+        return int(found[1]) * _SUFFIXES.get(found[2], 1)
     return int(float(found[1]) * _SUFFIXES.get(found[2], 1))
 
 
@@ -147,17 +165,25 @@ class Fit:
 
 
 def fits(
-    model: str, kind: GpuKind, gpus: int, vllm_version: str, max_model_len: int | None = None
+    model: str,
+    kind: GpuKind,
+    gpus: int,
+    vllm_version: str,
+    changes: Mapping[str, Argument] | None = None,
 ) -> Iterator[Fit]:
-    """Every recipe of a model that wants at most so many GPUs, on GPUs of a kind."""
+    """Every recipe of a model that wants at most so many GPUs, on GPUs of a kind.
+
+    `changes` are a site's own flags, over each recipe's; None takes one away.
+    """
     card = catalog().models[model]
     for name, recipe in catalog().recipes_of(model).items():
         if recipe.parallel.ranks > gpus or recipe.device == "cpu":
             continue
+        if not holds(recipe.vllm, vllm_version):
+            continue
         reasons = (*illegal(card, recipe.parallel), *unsupported(card, recipe, kind))
-        arguments = recipe.arguments(vllm_version)
-        if max_model_len is not None:
-            arguments["max-model-len"] = max_model_len
+        merged = {**recipe.arguments(vllm_version), **(changes or {})}
+        arguments = {flag: value for flag, value in merged.items() if value is not None}
         found = None
         if not reasons:
             found = service_memory(card, recipe.parallel, kind, arguments, vllm_version)
@@ -170,8 +196,8 @@ def fits(
         )
 
 
-def nearest_fit(found: list[Fit], like: Recipe) -> Fit | None:
-    """Of the recipes that fit, the one most like another: as many GPUs, then the fewest more."""
+def nearest_fit(found: Iterable[Fit], like: Recipe) -> Fit | None:
+    """Of the recipes that fit, the one with the number of GPUs nearest to another's."""
     ranks = like.parallel.ranks
     fitting = [fit for fit in found if fit.fits]
     return min(fitting, key=lambda fit: (abs(fit.gpus - ranks), fit.recipe_name), default=None)

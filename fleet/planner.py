@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from packaging.version import Version
 
-from fleet import command, options, placement, recipefile
-from fleet.catalog import FAMILIES, Catalog, Claim, ModelCard, Recipe, catalog, holds
+from fleet import advice, command, options, placement, recipefile
+from fleet.catalog import FAMILIES, Catalog, CudaLine, ModelCard, Recipe, catalog, holds
 from fleet.errors import Problem, did_you_mean
-from fleet.memory import Memory, gib
+from fleet.memory import Memory
 from fleet.plan import (
     ETC,
     OS_PYTHON,
@@ -116,10 +115,7 @@ class Planner:
             return spec.gpu
         kind = self._catalog.gpus.get(spec.gpu)
         if kind is None:
-            known = ", ".join(self._catalog.gpus)
-            hint = did_you_mean(spec.gpu, self._catalog.gpus) or f"; known are {known}"
-            what = f"{spec.gpu!r} is no GPU kind of the catalogue{hint}; another can be described"
-            self._refuse("gpu", what)
+            self._refuse("gpu", advice.unknown_gpu(spec.gpu))
         return kind
 
     def _check_driver(self, spec: HostSpec, gpu: GpuKind | None) -> int:
@@ -127,6 +123,13 @@ class Planner:
         if gpu is None:
             return 0
         cuda = cuda_of(self._catalog, spec.vllm)
+        backend = spec.vllm.torch_backend
+        if backend not in (None, "auto") and not str(backend).startswith(cuda.backend):
+            self._refuse(
+                "vllm.torch_backend",
+                f"{backend!r} is another CUDA than that of vLLM {spec.vllm.version}'s wheels, "
+                f"{cuda.version}; leave it out or write 'auto'",
+            )
         if spec.driver is not None and int(spec.driver.branch) < cuda.driver:
             self._refuse(
                 "driver.version",
@@ -143,7 +146,10 @@ class Planner:
             path = f"services[{index}]"
             first = names.setdefault(service.name, index)
             if first != index:
-                self._refuse(f"{path}.name", f"{service.name!r} is services[{first}]'s already")
+                self._refuse(
+                    f"{path}.name",
+                    f"{service.name!r} is services[{first}]'s already; choose another",
+                )
             self._check_gpus(path, index, service, spec, gpus)
             for role, port in (
                 ("port", service.port),
@@ -156,9 +162,8 @@ class Planner:
                 user = f"{service.name!r} ({role})"
                 other_user = ports.setdefault(port, user)
                 if other_user != user:
-                    self._refuse(
-                        f"{path}.{role}", f"port {port} is used by {other_user} and {user}"
-                    )
+                    what = f"port {port} is used by {other_user} and {user}; give each its own"
+                    self._refuse(f"{path}.{role}", what)
 
     def _check_gpus(
         self, path: str, index: int, service: Service, spec: HostSpec, holders: dict[int, int]
@@ -171,7 +176,8 @@ class Planner:
                 self._refuse(f"{path}.gpus", what)
             if gpu >= spec.gpu_count:
                 what = f"GPU {gpu} of {spec.gpu_count}; they are counted from 0"
-                self._refuse(f"{path}.gpus", what)
+                missing = "gpu_count is not set; say how many GPUs the host has"
+                self._refuse(f"{path}.gpus", what if spec.gpu_count else missing)
         if len(set(service.gpus)) < len(service.gpus):
             self._refuse(f"{path}.gpus", f"{service.gpus} names a GPU twice")
 
@@ -184,13 +190,17 @@ class Planner:
             return None
         version = spec.vllm.version
         legal = self._check_ranks(path, chosen, spec, gpu)
-        self._check_flags(path, service)
+        self._check_flags(path, chosen, version)
+        self._check_options(path, chosen, spec)
         if not chosen.card.accepts(version):
             self._refuse(
                 "vllm.version",
                 f"{version} does not serve {chosen.service.model}: "
                 f"supported {chosen.card.vllm_range} ({chosen.card.vllm_source})",
             )
+        elif not holds(chosen.recipe.vllm, version):
+            what = f"{version} is not for recipe {service.recipe!r}: supported {chosen.recipe.vllm}"
+            self._refuse("vllm.version", what)
         arguments = command.arguments(chosen.service, chosen.recipe, version)
         self._check_code(path, chosen, spec, arguments)
         self._check_kernels(path, chosen, gpu, version)
@@ -201,12 +211,10 @@ class Planner:
         if len(self.problems) > before:
             return None
         try:
-            planned = _service_plan(chosen, spec, release, api_key, held)
+            return _service_plan(chosen, spec, release, api_key, held)
         except ValueError as error:
             self._refuse(path, str(error))
             return None
-        self._check_options(path, planned, version)
-        return None if len(self.problems) > before else planned
 
     def _choose(
         self, path: str, service: Service, spec: HostSpec, gpu: GpuKind | None
@@ -224,19 +232,10 @@ class Planner:
             return None
         recipe = self._catalog.recipes.get((card.family, service.recipe))
         if recipe is None or not recipe.serves(service.model, card):
-            self._refuse(f"{path}.recipe", self._no_recipe(service, gpu, spec))
+            what = advice.unknown_recipe(service, gpu, spec.gpu_count)
+            self._refuse(f"{path}.recipe", what)
             return None
         return Chosen(service=service, card=card, recipe=recipe)
-
-    def _no_recipe(self, service: Service, gpu: GpuKind | None, spec: HostSpec) -> str:
-        own = self._catalog.recipes_of(service.model)
-        hint = did_you_mean(service.recipe, own)
-        if not hint:
-            legal = placement.legal_recipes(service.model, gpu, spec.gpu_count)
-            hint = f"; its recipes here are {', '.join(legal or own)}"
-        if any(name == service.recipe for _, name in self._catalog.recipes):
-            return f"{service.recipe!r} does not serve {service.model}{hint}"
-        return f"{service.recipe!r} is no recipe of {service.model}{hint}"
 
     def _read_recipe_file(
         self, path: str, service: Service, spec: HostSpec, gpu: GpuKind | None
@@ -264,7 +263,8 @@ class Planner:
         recipe, left_out = _known_variables(reading.recipe, spec.vllm.version)
         return Chosen(
             service=service.model_copy(update=named),
-            card=reading.card,
+            # The catalogue knows more of its own models than a recipe file says.
+            card=self._catalog.models.get(reading.model, reading.card),
             recipe=recipe,
             notes=(*reading.notes, *left_out),
         )
@@ -293,9 +293,14 @@ class Planner:
         service, recipe, card = chosen.service, chosen.recipe, chosen.card
         ranks, before = recipe.parallel.ranks, len(self.problems)
         if gpu is None:
-            if service.gpus or recipe.device == "gpu":
+            if spec.gpu is not None:
+                return False
+            if recipe.device == "gpu":
                 what = f"recipe {service.recipe!r} wants {ranks} GPUs"
                 self._refuse(f"{path}.gpus", f"{what}; declare gpu and gpu_count")
+            elif service.gpus:
+                what = f"recipe {service.recipe!r} wants no GPUs; leave gpus empty"
+                self._refuse(f"{path}.gpus", what)
         elif recipe.device == "cpu":
             what = f"{service.recipe!r} is for hosts without GPUs; {gpu.name} is declared"
             self._refuse(f"{path}.recipe", what)
@@ -310,16 +315,27 @@ class Planner:
             reasons += placement.unsupported(card, recipe, gpu)
         if reasons and recipe.family in FAMILIES:
             names = placement.legal_recipes(service.model, gpu, spec.gpu_count)
-            reasons = [f"{reason}; use {_either(names)}" if names else reason for reason in reasons]
+            use = f"; use {advice.either(names)}" if names else ""
+            reasons = [f"{reason}{use}" for reason in reasons]
         for reason in reasons:
             self._refuse(f"{path}.recipe", reason)
         return len(self.problems) == before
 
-    def _check_flags(self, path: str, service: Service) -> None:
+    def _check_flags(self, path: str, chosen: Chosen, version: str) -> None:
+        service, given = chosen.service, chosen.recipe.arguments(version)
+        there = {command.flag_name(name) for name in given}
+        must = {name for name, setting in chosen.recipe.args.items() if setting.mandatory}
         for name, value in service.args.items():
             flag = command.flag_name(name)
             key = command.MANAGED_FLAGS.get(flag)
-            if flag == "host" and value not in ("127.0.0.1", "localhost"):
+            if flag in must and value != given.get(flag):
+                why = chosen.recipe.args[flag].why
+                self._refuse(f"{path}.args", f"--{flag} {given.get(flag)} is mandatory: {why}")
+            turned_off = value is False and options.negative(f"--{flag}", version) is None
+            if (value is None or turned_off) and flag not in there and key is None:
+                hint = did_you_mean(flag, there) or "; leave it out"
+                self._refuse(f"{path}.args", f"--{flag}: the recipe has none to take away{hint}")
+            if flag == "host" and value not in (None, "127.0.0.1", "localhost"):
                 self._refuse(
                     f"{path}.args",
                     f"--host {value} exposes unauthenticated endpoints (/metrics, /invocations, "
@@ -380,45 +396,29 @@ class Planner:
         except ValueError as error:
             self._refuse(f"{path}.args", str(error))
             return None
-        if held is not None and not held.fits:
-            self._refuse(path, self._does_not_fit(held, chosen, spec, gpu))
+        service, card, recipe = chosen.service, chosen.card, chosen.recipe
+        what = None
+        if held is None:
+            share = arguments.get("gpu-memory-utilization", advice.HIGHEST_UTILISATION)
+            what = advice.too_heavy(service.model, card, recipe, gpu, float(str(share)))
+        elif not held.fits:
+            what = advice.does_not_fit(held, service, card, recipe, spec)
+        if what is not None:
+            self._refuse(path, what)
         return held
 
-    def _does_not_fit(self, held: Memory, chosen: Chosen, spec: HostSpec, gpu: GpuKind) -> str:
-        """Needed against available, and what would fit."""
-        inputs, model = held.inputs, chosen.service.model
-        asked = inputs.max_model_len
-        if asked > inputs.context_tokens:
-            return (
-                f"max_model_len {asked} is more than {model} takes; "
-                f"set {inputs.context_tokens} or less"
-            )
-        if held.kv_bytes <= 0:
-            what = (
-                f"the weights of {model} do not fit: {gib(held.weights_bytes)} a GPU and "
-                f"{gib(inputs.overhead_bytes)} besides are needed, {gib(inputs.usable_bytes)} of "
-                f"{gib(inputs.gpu_bytes)} are available at utilisation {inputs.utilisation:g}"
-            )
-        else:
-            what = (
-                f"does not fit: one sequence of {asked} tokens needs {gib(held.needed_kv_bytes)} of KV "
-                f"cache a GPU, {gib(held.kv_bytes)} are available"
-            )
-        cures = []
-        if held.largest_max_model_len > 0:
-            cures.append(f"max_model_len up to {held.largest_max_model_len}")
-        if chosen.recipe.family in FAMILIES:
-            found = [*placement.fits(model, gpu, spec.gpu_count, spec.vllm.version, asked)]
-            nearest = placement.nearest_fit(found, chosen.recipe)
-            if nearest is not None:
-                cures.append(f"recipe {nearest.recipe_name!r} on {nearest.gpus} GPUs")
-        cure = " or ".join(cures) or "it needs more or larger GPUs (`fleet fit` shows which)"
-        return f"{what}; {cure}{' fits' if cures else ''}"
-
-    def _check_options(self, path: str, planned: ServicePlan, version: str) -> None:
-        for finding in options.check_options(planned.options, version):
-            self._refuse(f"{path}.args", f"{finding.option}: {finding.what}")
-        for finding in options.check_environment(planned.environment, version):
+    def _check_options(self, path: str, chosen: Chosen, spec: HostSpec) -> None:
+        """Flags and variables against the pinned vLLM's own; a recipe file answers for its own."""
+        service, recipe, version = chosen.service, chosen.recipe, spec.vllm.version
+        own = {f"--{command.flag_name(name)}" for name in service.args}
+        words = command.options(service, recipe, version)
+        for finding in options.check_options(words, version, entrypoint=recipe.entrypoint):
+            of_the_file = recipe.family not in FAMILIES and finding.option not in own
+            where = f"{path}.model" if of_the_file else f"{path}.args"
+            file = f"{recipe.family}: " if of_the_file else ""
+            self._refuse(where, f"{file}{finding.option}: {finding.what}")
+        env = command.variables(service, recipe, version)
+        for finding in options.check_environment(env, version):
             self._refuse(f"{path}.env", f"{finding.option}: {finding.what}")
 
     def _api_key(self, path: str, service: Service) -> str | None:
@@ -433,24 +433,15 @@ class Planner:
         return value
 
 
-@dataclass(frozen=True)
-class Cuda:
-    """The CUDA of a vLLM's wheels: version, oldest driver branch, and what to do about an older one."""
+def cuda_of(known: Catalog, vllm: Vllm) -> CudaLine:
+    """The CUDA of a vLLM's wheel: what its local part says (+cu129), else its version's own.
 
-    version: str
-    driver: int
-    cure: str
-
-
-def cuda_of(known: Catalog, vllm: Vllm) -> Cuda:
-    """By the wheel's local part (+cu129), then the torch backend, then the version's own default."""
+    A torch backend changes torch and not vLLM's own kernels.
+    """
     local = Version(vllm.version).local or ""
-    backend = local if local.startswith("cu") else vllm.torch_backend or ""
-    for line in known.tools.cuda:
-        named = backend.startswith("cu") and backend.startswith(line.backend)
-        if named or (not backend.startswith("cu") and holds(line.vllm, vllm.version)):
-            return Cuda(line.version, line.driver, line.cure)
-    raise AssertionError(f"tools.yaml names no CUDA for vLLM {vllm.version}")
+    lines = known.tools.cuda
+    said = [line for line in lines if local.startswith(line.backend)]
+    return next(iter(said), None) or next(line for line in lines if holds(line.vllm, vllm.version))
 
 
 def _known_variables(recipe: Recipe, version: str) -> tuple[Recipe, list[str]]:
@@ -464,58 +455,6 @@ def _known_variables(recipe: Recipe, version: str) -> tuple[Recipe, list[str]]:
     env = {name: setting for name, setting in recipe.env.items() if name not in unknown}
     notes = [f"{name} of the recipe is left out: {what}" for name, what in unknown.items()]
     return recipe.model_copy(update={"env": env}), notes
-
-
-def _either(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _claims(chosen: Chosen, spec: HostSpec) -> Iterator[Claim]:
-    for claim in catalog().claims:
-        same_hardware = (claim.gpu, claim.gpus) == (spec.gpu, len(chosen.service.gpus))
-        if same_hardware and chosen.service.model in claim.models:
-            yield claim
-
-
-@cache
-def _unrecorded(version: str) -> tuple[str, ...]:
-    """A note where vLLM's options are not known at this version itself."""
-    checked = options.checked_against(version)
-    if [Version(found) for found in checked] == [Version(Version(version).public)]:
-        return ()
-    against = " and ".join(checked)
-    return (f"vLLM {version} is not recorded; its options were checked against {against}",)
-
-
-def _notes(chosen: Chosen, spec: HostSpec, held: Memory | None) -> Iterator[str]:
-    """What a person should know before a roll-out."""
-    service, recipe, card = chosen.service, chosen.recipe, chosen.card
-    version, known = spec.vllm.version, catalog()
-    arguments = command.arguments(service, recipe, version)
-    yield from (*chosen.notes, *card.notes)
-    yield from _unrecorded(version)
-    if spec.mirrors.index and spec.vllm.torch_backend:
-        yield "torch_backend is left out: it would fetch torch past mirrors.index"
-    if spec.gpu is not None and held is None:
-        yield "memory is unknown: the model's figures are not known; give model_config_file"
-    if isinstance(spec.gpu, str) and recipe.kinds and spec.gpu not in recipe.kinds:
-        source = known.sources[recipe.source].title
-        yield f"{source} has {service.recipe!r} for {_either(recipe.kinds)}, not for {spec.gpu}"
-    if held is not None and service.max_model_len is None and "max-model-len" in arguments:
-        asked, room = held.inputs.max_model_len, held.largest_max_model_len
-        if asked < room:
-            yield f"max_model_len is the recipe's {asked}; up to {room} fits, set what requests need"
-    for key, names in (
-        ("tool-call-parser", card.parsers.tool),
-        ("reasoning-parser", card.parsers.reasoning),
-    ):
-        value = arguments.get(key)
-        if value is not None and names and value not in names:
-            yield f"--{key} {value} is not {service.model}'s: {_either(names)}"
-    for name, setting in (recipe.args | recipe.env).items():
-        if not holds(setting.vllm, version):
-            why = f" ({setting.why})" if setting.why else ""
-            yield f"{name} of the recipe is left out: it is for vLLM {setting.vllm}{why}"
 
 
 def _service_plan(
@@ -580,8 +519,8 @@ def _service_plan(
             },
         },
         memory=held,
-        claims=tuple(_claims(chosen, spec)),
-        notes=tuple(_notes(chosen, spec, held)),
+        claims=tuple(advice.claims(service, spec)),
+        notes=(*chosen.notes, *advice.notes(service, card, recipe, spec, held)),
         stamp=stamp,
         unit_text=bare.replace(STAMP, stamp),
         api_key=api_key,
@@ -592,7 +531,7 @@ def _answer_tokens(service: Service, held: Memory | None) -> int:
     """How long the gate's answer may be: vLLM refuses a request that leaves no room for its prompt."""
     wanted, context = service.gate.max_tokens, service.max_model_len
     if context is None and held is not None:
-        context = held.inputs.max_model_len
+        context = held.max_model_len
     return wanted if context is None else min(wanted, context // 2)
 
 

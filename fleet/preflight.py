@@ -131,6 +131,7 @@ def _driver(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
     nvswitch = bool(plan.gpu and plan.gpu.nvswitch)
     yield from driver_problems(declared, system_name(seen["os"]), nvswitch=nvswitch)
     if declared is None:
+        yield from _too_old(plan, seen)
         return
     serving = ", ".join(_serving(seen))
     if not serving:
@@ -148,6 +149,17 @@ def _driver(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
         yield f"driver: {there} is there and {declared.version} is declared, while {stop}"
     elif absent:
         yield f"driver: {', '.join(absent)} would be installed while {stop}"
+
+
+def _too_old(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
+    """A driver that group data leaves as it is must be new enough for the CUDA of vLLM's wheels."""
+    for version in sorted(_versions(seen)):
+        branch = version.partition(".")[0]
+        if branch.isdigit() and int(branch) < plan.minimum_driver:
+            yield (
+                f"driver: {version} is there, and the wheels of {plan.release.id} need "
+                f"{plan.minimum_driver} or later; declare driver.version"
+            )
 
 
 def _serving(seen: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ from fleet.catalog import (
     Setting,
     Shape,
 )
-from fleet.command import MANAGED_ENVIRONMENT, MANAGED_FLAGS
+from fleet.command import MANAGED_ENVIRONMENT, MANAGED_FLAGS, SPREADING
 from fleet.errors import did_you_mean
 from fleet.spec import Argument, GpuKind
 
@@ -829,6 +829,10 @@ def _settings(name: str, flags: Mapping[str, _Given]) -> dict[str, Setting]:
     if "config" in flags:
         what = "--config hides flags from the plan; write them out in the recipe file"
         raise RecipeFileError(flags["config"].path, what)
+    spread = next((key for key in flags if key in SPREADING), None)
+    if spread is not None:
+        what = f"--{spread} spreads it over hosts or further ranks, and a service is on one host"
+        raise RecipeFileError(flags[spread].path, f"{what}; use another strategy")
     return {
         key: Setting(value=given.value, source=name)
         for key, given in flags.items()

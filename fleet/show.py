@@ -83,7 +83,7 @@ def _memory(held: Memory) -> str:
 
 
 def _context(held: Memory) -> str:
-    asked = held.inputs.max_model_len
+    asked = held.max_model_len
     pools = f" in {held.pools} pools of {held.pool_tokens:,}" if held.pools > 1 else ""
     return (
         f"{held.tokens:,} KV tokens{pools}; sequences up to {asked:,}, "
@@ -110,7 +110,7 @@ def _row(service: ServicePlan) -> tuple[str, ...]:
         return service.name, service.model, service.recipe, "unknown", "", ""
     return (
         *(service.name, service.model, service.recipe),
-        *(f"{held.tokens:,}", f"{held.inputs.max_model_len:,}", str(held.sequences)),
+        *(f"{held.tokens:,}", f"{held.max_model_len:,}", str(held.sequences)),
     )
 
 

@@ -23,6 +23,11 @@ from pydantic import (
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$"
+DRIVER_VERSION = r"^[0-9]{3}\.[0-9]{2,3}(?:\.[0-9]{2})?$"
+CAPABILITY = r"^[0-9]+\.[0-9]$"
+PACKAGE = r"^[a-z0-9][a-z0-9+.-]+$"
+TORCH_BACKEND = r"^(?:auto|cpu|xpu|cu[0-9]{2,3}|rocm[0-9.]+)$"
+OPTION = re.compile(r"(?:--)?[A-Za-z][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_.+-]+)?")
 PLAIN_WORDS = r"^[A-Za-z0-9._/ -]*$"
 VERSION = r"^[0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc|\.post|\.dev)[0-9]+)?(?:\+[a-z0-9.]+)?$"
 
@@ -104,7 +109,7 @@ class GpuKind(Model):
 
     name: str
     memory_mib: Annotated[int, Field(ge=1, le=LARGEST)]
-    compute_capability: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]$")]
+    compute_capability: Annotated[str, Field(pattern=CAPABILITY)]
     nvswitch: bool
 
     @property
@@ -154,7 +159,7 @@ class Mirrors(Model):
 class Driver(Model):
     """The NVIDIA driver, by exact version: `580.95.05`."""
 
-    version: Annotated[str, Field(pattern=r"^[0-9]{3}\.[0-9]{2,3}(?:\.[0-9]{2})?$")]
+    version: Annotated[str, Field(pattern=DRIVER_VERSION)]
 
     @property
     def branch(self) -> str:
@@ -173,7 +178,7 @@ class Vllm(Model):
     commit: str | None = None
     """Of a nightly or a source build: vLLM's own commit. A branch or a date would move."""
     python: str = "/usr/bin/python3"
-    torch_backend: str | None = None
+    torch_backend: Annotated[str, Field(pattern=TORCH_BACKEND)] | None = None
     packages: list[str] = []
 
     @model_validator(mode="after")
@@ -284,6 +289,17 @@ class Service(Model):
             raise ValueError(f"{name!r} is a name of our own units; choose another")
         return name
 
+    @field_validator("args")
+    @classmethod
+    def _options(cls, args: dict[str, Argument]) -> dict[str, Argument]:
+        for name in args:
+            if not OPTION.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} is no option's name; write it and its value apart: "
+                    "{'max-num-seqs': 64}"
+                )
+        return args
+
     @field_validator("env")
     @classmethod
     def _environment_names(cls, env: dict[str, str | None]) -> dict[str, str | None]:
@@ -332,7 +348,7 @@ class HostSpec(Model):
     that serves on its CPU."""
     gpu_count: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     driver: Driver | None = None
-    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]] = []
+    packages: list[Annotated[str, Field(pattern=PACKAGE)]] = []
     """Further distribution packages, at whatever version the repositories have."""
     reviewed_revisions: list[str] = []
     """Commits of model repositories whose Python the site has looked at, for --trust-remote-code."""

@@ -35,6 +35,7 @@ import types
 import venv
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -73,9 +74,6 @@ QUIET = {
     "VLLM_PLUGINS": "",
 }
 
-
-# What some versions take for --compilation-config in place of JSON.
-LEVELS = ("0", "1", "2", "3")
 
 # What a mock says when it is asked for its version: new enough for any check.
 MOCK_VERSION = "99.0.0"
@@ -395,6 +393,7 @@ def inspect_source(source: Path) -> dict[str, Any]:
     ]
     models = registry(source)
     module_flags = api_server_parser(serve)._option_string_actions
+    human_readable = parser._option_string_actions["--max-model-len"].type
     return {
         "version": None,
         "positionals": positionals,
@@ -405,7 +404,11 @@ def inspect_source(source: Path) -> dict[str, Any]:
         "removed_architectures": dict(sorted(models[1].items())),
         "env": environment_names(),
         "serve_only": sorted(set(parser._option_string_actions) - set(module_flags)),
+        "requires": required_by_switches(serve, root, options),
         "level_3": preprocessed(root, ["serve", "model", "-O3"])[2:],
+        "integer_suffixes": [
+            suffix for suffix in "kmgtKMGT" if result(human_readable, f"1{suffix}") is not None
+        ],
         **engine_values(source, options),
     }
 
@@ -461,10 +464,7 @@ def parse_words(source: Path, invocations: Sequence[dict[str, Any]]) -> list[dic
     answers = []
     for invocation in invocations:
         if invocation["entrypoint"] == "serve":
-            exit_code, said = outcome(
-                lambda words: serve.ServeSubcommand().validate(root.parse_args(["serve", *words])),
-                invocation["words"],
-            )
+            exit_code, said = outcome(partial(serve_words, serve, root), invocation["words"])
         else:
             exit_code, said = outcome(
                 lambda words: serve.validate_parsed_serve_args(module.parse_args(words)),
@@ -474,12 +474,34 @@ def parse_words(source: Path, invocations: Sequence[dict[str, Any]]) -> list[dic
     return answers
 
 
-def outcome(parse: Callable[[list[str]], Any], words: list[str]) -> tuple[int, str]:
+def serve_words(
+    serve: types.ModuleType, root: argparse.ArgumentParser, words: Sequence[str]
+) -> None:
+    """What ``vllm serve`` does with its words before it looks at the model."""
+    serve.ServeSubcommand().validate(root.parse_args(["serve", *words]))
+
+
+def required_by_switches(
+    serve: types.ModuleType, root: argparse.ArgumentParser, options: Sequence[dict[str, Any]]
+) -> dict[str, str]:
+    """Flags without a value that are refused alone, each with the option that they ask for."""
+    found = {}
+    for option in options:
+        if option.get("nargs") != 0 or option.get("action") == "HelpAction":
+            continue
+        for flag in option["flags"]:
+            _, said = outcome(partial(serve_words, serve, root), ["model", flag])
+            if asked := re.search(r"requires (--[a-z-]+)", said):
+                found[flag] = asked[1]
+    return found
+
+
+def outcome(parse: Callable[[Sequence[str]], Any], words: Sequence[str]) -> tuple[int, str]:
     """The exit status that a program which does only ``parse`` would have, and what it says."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parse(list(words))
+            parse(words)
     except SystemExit as end:
         return (end.code if isinstance(end.code, int) else 1), said.getvalue().strip()
     except Exception as error:
@@ -507,8 +529,6 @@ def describe(action: argparse.Action, accepted: Sequence[str]) -> dict[str, Any]
         described["type"] = type_name(action.type)
         if accepted := dataclass_fields(action.type):
             described["fields"] = accepted
-            if also := [word for word in LEVELS if result(action.type, word) is not None]:
-                described["also"] = also
         if result(action.type, "A-b") == "a_b":
             described["folds"] = True
     if action.nargs is not None:
@@ -530,7 +550,7 @@ def describe(action: argparse.Action, accepted: Sequence[str]) -> dict[str, Any]
     return described
 
 
-def result(convert: Callable[[str], Any], word: str) -> Any:
+def result(convert: Any, word: str) -> Any:
     """What an option's converter makes of ``word``; None where it refuses it."""
     try:
         return convert(word)
@@ -607,6 +627,8 @@ def engine_values(source: Path, options: Sequence[dict[str, Any]]) -> dict[str, 
     """
     flags = {flag: option for option in options for flag in option["flags"]}
     backends = enum_members(source, "AttentionBackendEnum") or enum_members(source, "_Backend")
+    if takes_auto_backend():
+        backends.append("AUTO")
     found = {
         "quantization_methods": sorted(
             {*assigned(source, "QuantizationMethods"), *registered_quantization(source)}
@@ -623,6 +645,15 @@ def engine_values(source: Path, options: Sequence[dict[str, Any]]) -> dict[str, 
         if not values and name not in optional:
             raise RecordingError(f"no {name} in {source}; they have moved")
     return found
+
+
+def takes_auto_backend() -> bool:
+    """Whether "auto" stands for no attention backend in particular, beside the enumeration."""
+    try:
+        from vllm.config.attention import AttentionConfig  # type: ignore
+    except ImportError:
+        return False  # older versions have no such configuration
+    return result(lambda name: AttentionConfig(backend=name), "auto") is not None
 
 
 def defining(source: Path, pattern: str) -> Iterator[ast.Module]:
@@ -717,6 +748,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.parse:
         if len(options.versions) > 1:
             parser.error("--parse takes one version")
+        if not options.parse.is_file():
+            parser.error(f"{options.parse}: no such file")
         try:
             answers = parse(options.versions[0], options.parse)
         except RecordingError as error:

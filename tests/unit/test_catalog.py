@@ -6,12 +6,13 @@ import re
 
 import pytest
 
-from fleet import options
+from fleet import command, options
 from fleet.catalog import catalog, holds
 from fleet.placement import illegal, service_memory, unsupported
-from fleet.spec import COMMIT
+from fleet.spec import COMMIT, Service
 
 KNOWN = catalog()
+FAIR_TOKENS = 65_536
 OFFERS = [
     pytest.param(name, recipe_name, id=f"{name.split('/')[1]}-{recipe_name}")
     for name in KNOWN.models
@@ -50,11 +51,36 @@ def test_a_recipe_can_run_where_its_source_names_it(model: str, recipe_name: str
     if card.loaded is None:
         return
     version = next(v for v in reversed(options.recorded_versions()) if card.accepts(v))
-    held = [
-        service_memory(card, recipe.parallel, kind, recipe.arguments(version), version)
-        for kind in capable
+    for kind in capable:
+        held = service_memory(card, recipe.parallel, kind, recipe.arguments(version), version)
+        assert held is not None
+        # Some sources name hardware on which the full length does not fit; a fair one must.
+        assert held.largest_max_model_len >= min(card.context_tokens, FAIR_TOKENS), kind.name
+
+
+@pytest.mark.parametrize(("model", "recipe_name"), OFFERS)
+def test_a_recipe_is_taken_by_every_recorded_vllm_that_serves_its_model(
+    model: str, recipe_name: str
+) -> None:
+    card, recipe = KNOWN.models[model], KNOWN.recipes_of(model)[recipe_name]
+    service = Service(
+        name="a", model=model, revision="0" * 40, recipe=recipe_name, gpus=[], port=8000
+    )
+    versions = [
+        version
+        for version in options.recorded_versions()
+        if card.accepts(version) and holds(recipe.vllm, version)
     ]
-    assert any(found and found.largest_max_model_len > 0 for found in held)
+
+    assert versions
+    for version in versions:
+        words = command.options(service, recipe, version)
+        env = command.environment(service, recipe, version, release="/r", state="/s")
+        findings = [
+            *options.check_options(words, version, entrypoint=recipe.entrypoint),
+            *options.check_environment(env, version),
+        ]
+        assert findings == [], version
 
 
 @pytest.mark.parametrize(("model", "recipe_name"), OFFERS)

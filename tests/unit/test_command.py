@@ -55,7 +55,7 @@ def test_environment_doubles_percent_but_not_dollar() -> None:
     ],
 )
 def test_a_flag(value: object, words: tuple[str, ...]) -> None:
-    assert flag("--flag_name", value) == words  # type: ignore[arg-type]
+    assert flag("--flag_name", value, "0.33.0") == words  # type: ignore[arg-type]
 
 
 def test_an_environment_file_cannot_be_broken_out_of() -> None:

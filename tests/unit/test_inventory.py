@@ -288,3 +288,53 @@ def test_group_data_in_an_encoding_of_its_own_is_read(make_site: MakeSite, tmp_p
     (tmp_path / "group_data" / "h20.py").write_bytes(LATIN + H20.encode())
 
     assert list(load_site().plans) == ["a", "b"]
+
+
+def test_the_keys_of_pyinfras_connector_are_those_that_it_reads() -> None:
+    from pyinfra.connectors.ssh import ConnectorData
+
+    from fleet.inventory import CONNECTION_KEYS
+
+    assert set(ConnectorData.__annotations__) == CONNECTION_KEYS
+
+
+def test_b7_a_mistyped_connection_key_would_connect_to_another_place(make_site: MakeSite) -> None:
+    message = refusal(make_site('h20 = [("a", {"ssh_hostnam": "192.0.2.1"})]'))
+
+    assert message.endswith("ssh_hostnam: unknown key; did you mean 'ssh_hostname'?")
+
+
+def test_b8_a_port_that_is_text(make_site: MakeSite) -> None:
+    message = refusal(make_site('h20 = [("a", {"ssh_port": "22"})]'))
+
+    assert message.endswith("inventories/h20.py: a: ssh_port: expected int, got str")
+
+
+def test_b16_a_secret_beside_a_host(make_site: MakeSite) -> None:
+    token = "hf_" + "a" * 24
+
+    message = refusal(make_site(f'h20 = [("a", {{"note": "{token}"}})]'))
+
+    assert "a: note: holds what looks like a secret" in message
+    assert token not in message
+
+
+def test_a_fault_is_one_line_whatever_it_names(make_site: MakeSite) -> None:
+    message = refusal(make_site('h20 = [("a", {"x\\ny": 1})]'))
+
+    assert message.count("\n") == 0
+    assert "x\\ny" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('vllm = {"version": "v0.33.0"}', "'v0.33.0' is no version; write for example '0.33.0'"),
+        ('driver = {"version": "580"}', "'580' is no exact driver version; write for example"),
+        ('packages = ["A B"]', "'A B' is no name of a distribution package"),
+    ],
+)
+def test_what_a_pattern_wants_is_said_in_words(make_site: MakeSite, text: str, words: str) -> None:
+    site = make_site(h20=f"{H20}\n{text}\n")
+
+    assert words in refusal(site)

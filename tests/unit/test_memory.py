@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fleet.catalog import Claim, LoadedWeights, Measurement, Parallel, catalog
@@ -181,7 +183,24 @@ def test_a_kv_cache_given_outright_is_not_more_than_there_is() -> None:
     too_much = held(M2, "h20-141", Parallel(tensor=4), kv_cache_bytes=1000 * GIB)
 
     assert given.kv_bytes == 10 * GIB
-    assert too_much.kv_bytes == held(M2, "h20-141", Parallel(tensor=4)).kv_bytes
+    assert given.inputs.usable_bytes == given.inputs.gpu_bytes
+    assert too_much.kv_bytes < 0
+    assert not too_much.fits
+
+
+def test_as_long_as_fits() -> None:
+    whole = held(M2, "h100-80", Parallel(data=8, expert=True))
+    auto = memory(replace(whole.inputs, max_model_len=None))
+
+    assert auto.max_model_len == whole.largest_max_model_len
+    assert auto.fits
+
+
+def test_the_least_utilisation_really_is() -> None:
+    least = held(M2, "h100-80", Parallel(tensor=4)).least_utilisation
+
+    assert held(M2, "h100-80", Parallel(tensor=4), utilisation=least + 0.001).fits
+    assert not held(M2, "h100-80", Parallel(tensor=4), utilisation=least - 0.001).fits
 
 
 def test_pipeline_ranks_share_the_layers() -> None:

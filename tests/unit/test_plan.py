@@ -179,14 +179,54 @@ def test_b11_what_is_named_as_fitting_does() -> None:
     )
 
 
-def test_b11_weights_that_do_not_fit_name_a_recipe_that_does() -> None:
+def test_b11_weights_that_do_not_fit_name_what_does_with_the_sites_own_settings() -> None:
     message = problems_of(service(gpu_memory_utilization=0.6), gpu="h100-80")
 
     assert message == (
         "group_data/h20.py: services[0]: the weights of MiniMaxAI/MiniMax-M2.5 do not fit: 53.6 GiB a "
         "GPU and 6.0 GiB besides are needed, 47.8 GiB of 79.6 GiB are available at utilisation 0.6; "
-        "recipe 'tep4' on 4 GPUs fits"
+        "gpu_memory_utilization of at least 0.9 or recipe 'tep8' on 8 GPUs fits"
     )
+    plan_of(service(gpu_memory_utilization=0.9), gpu="h100-80")
+    everything = service(gpu_memory_utilization=0.6, recipe="tep8", gpus=list(range(8)))
+    plan_of(everything, gpu="h100-80")
+
+
+def test_b11_a_recipe_is_not_offered_on_gpus_that_another_service_has() -> None:
+    """L40S hold a quarter of the weights each, but not on four."""
+    first, second = service(), service(name="other", port=8001, gpus=[4, 5, 6, 7])
+
+    assert "recipe 'tep8' on 8 GPUs" in problems_of(first, gpu="l40s")
+    message = problems_of(first, second, gpu="l40s")
+    assert message.count("it needs more or larger GPUs") == 2
+    assert "tep8" not in message
+
+
+def test_b11_a_recipe_is_not_offered_that_would_be_refused() -> None:
+    unknown = service(recipe="tp4-native", revision="0" * 40)
+
+    message = problems_of(unknown, gpu="l40s")
+
+    assert "recipe 'dep8'" not in message
+    assert "'tep8'" not in message
+
+
+@pytest.mark.parametrize(
+    "model", ["MiniMaxAI/MiniMax-M1-40k", "MiniMaxAI/MiniMax-M2.5", "MiniMaxAI/MiniMax-M3-MXFP8"]
+)
+def test_b11_never_offers_what_is_there_already(model: str) -> None:
+    card = catalog.catalog().models[model]
+    version = card.oldest_vllm
+    for name, recipe in catalog.catalog().recipes_of(model).items():
+        data = service(
+            model=model,
+            revision=next(iter(card.remote_code.revisions)),
+            recipe=name,
+            gpus=list(range(recipe.parallel.ranks)),
+            gpu_memory_utilization=0.5,
+        )
+        _, found = planned(data, gpu="h100-80", driver=None, vllm={"version": version})
+        assert f"recipe {name!r} on" not in "\n".join(found)
 
 
 def test_b11_more_than_the_model_takes() -> None:
@@ -235,11 +275,23 @@ def test_b18_wheels_that_need_a_newer_driver() -> None:
     )
 
 
-@pytest.mark.parametrize("vllm", [{"version": "0.33.0+cu129"}, {"version": "0.33.0"}])
-def test_b18_by_the_wheels_own_cuda(vllm: dict[str, Any]) -> None:
-    backend = {} if "+" in vllm["version"] else {"torch_backend": "cu129"}
+@pytest.mark.parametrize("version", ["0.33.0+cu129", "0.19.1"])
+def test_b18_a_wheel_for_cuda_12_runs_on_an_older_driver(version: str) -> None:
+    plan_of(service(), driver={"version": "570.172.08"}, vllm={"version": version})
 
-    plan_of(service(), driver={"version": "570.172.08"}, vllm=vllm | backend)
+
+@pytest.mark.parametrize(
+    ("version", "backend", "cuda"),
+    [("0.33.0", "cu129", "13"), ("0.19.1", "cu130", "12"), ("0.19.1+cu118", "cu126", "11")],
+)
+def test_b18_a_torch_backend_of_another_cuda_than_the_wheels(
+    version: str, backend: str, cuda: str
+) -> None:
+    """--torch-backend chooses torch; vLLM's own kernels are those of its wheel."""
+    message = problems_of(service(), vllm={"version": version, "torch_backend": backend})
+
+    assert f"vllm.torch_backend: {backend!r} is another CUDA than that of vLLM {version}" in message
+    assert f"wheels, {cuda}; leave it out or write 'auto'" in message
 
 
 def test_b18_deepgemm_before_hopper() -> None:
@@ -333,7 +385,13 @@ def test_b17_the_dev_mode_is_refused() -> None:
     ("changes", "message"),
     [
         ({"model": "MiniMaxAI/MiniMax-M25"}, "did you mean 'MiniMaxAI/MiniMax-M2.5'?"),
-        ({"recipe": "tp5"}, "'tp5' is no recipe of MiniMaxAI/MiniMax-M2.5; did you mean 'tp4'?"),
+        ({"recipe": "tq4"}, "'tq4' is no recipe of MiniMaxAI/MiniMax-M2.5; did you mean 'tp4'?"),
+        ({"recipe": "tp4-responses-piecewise"}, "did you mean 'tp4-piecewise-responses'?"),
+        (
+            {"recipe": "tp8", "gpus": list(range(8))},
+            "8 splits 1536 into 192, not a multiple of the FP8 block 128; use tp4, tep8, ",
+        ),
+        ({"recipe": "tp5"}, "5 does not divide 48 attention heads; use tp4, tep8, "),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(
@@ -384,3 +442,188 @@ def test_a_secret_is_in_its_own_file_and_nowhere_else() -> None:
     assert "very-secret" not in plan.services[0].unit_text
     (holder,) = (file for file in plan.services[0].files if "very-secret" in file.content)
     assert (holder.mode, holder.path.endswith("/secrets.env")) == ("600", True)
+
+
+@pytest.mark.parametrize("ready_timeout_s", [60, 3600])
+def test_a_service_that_never_gets_ready_is_not_started_for_ever(ready_timeout_s: int) -> None:
+    """systemd counts starts within an interval: all that it allows must fit, however late each ends."""
+    gate = {"ready_timeout_s": ready_timeout_s}
+    text = plan_of(service(gate=gate)).services[0].unit_text
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+    longest_start_s = ready_timeout_s + int(values["RestartSec"])
+    assert int(values["StartLimitBurst"]) * longest_start_s < int(values["StartLimitIntervalSec"])
+    assert values["Restart"] == "always"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("--data-parallel-size=2", "--api-key=secret", "max-model-len=196608000", "kv=fp8"),
+        *("a b", "", "-tp", "--", "a\nb", "attention-config."),
+    ],
+)
+def test_b17_an_options_name_is_only_its_name(name: str) -> None:
+    with pytest.raises(ValueError, match="is no option's name; write it and its value apart"):
+        planned(service(args={name: True}))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("nnodes", "headless", "data-parallel-size-local", "decode-context-parallel-size"),
+        *("prefill_context_parallel_size", "tp", "uds", "enable-expert-parallel"),
+    ],
+)
+def test_b17_what_spreads_an_engine_is_not_a_sites_to_set(flag: str) -> None:
+    assert f"--{flag.replace('_', '-')} is set by" in problems_of(service(args={flag: 2}))
+
+
+def test_b17_a_flag_file_is_refused() -> None:
+    assert "--config hides flags" in problems_of(service(args={"config": "/etc/vllm.yaml"}))
+
+
+@pytest.mark.parametrize("value", [None, False])
+def test_what_is_taken_away_must_be_there(value: object) -> None:
+    message = problems_of(service(args={"trust-remote-cod": value}))
+
+    assert "--trust-remote-cod: the recipe has none to take away" in message
+    assert "did you mean 'trust-remote-code'?" in message
+
+
+def test_false_turns_off_what_is_on_by_itself() -> None:
+    argv = plan_of(service(args={"enable-prefix-caching": False})).services[0].argv
+
+    assert "--no-enable-prefix-caching" in argv
+
+
+def test_an_option_of_several_values_gets_them_as_words() -> None:
+    args = {"cudagraph-capture-sizes": [1, 2, 4], "middleware": ["a.b", "c.d"]}
+
+    argv = plan_of(service(args=args)).services[0].argv
+
+    start = argv.index("--cudagraph-capture-sizes")
+    assert argv[start : start + 4] == ("--cudagraph-capture-sizes", "1", "2", "4")
+    assert [argv[i + 1] for i, word in enumerate(argv) if word == "--middleware"] == ["a.b", "c.d"]
+
+
+M3 = {
+    "model": "MiniMaxAI/MiniMax-M3-MXFP8",
+    "revision": "c5454eb03678d8710e54a4e0fc681b9f3b4a3dba",
+    "recipe": "tp8-128k",
+    "gpus": list(range(8)),
+}
+
+
+@pytest.mark.parametrize("value", [64, None])
+def test_what_a_model_cannot_do_without_stays(value: int | None) -> None:
+    message = problems_of(service(**M3, args={"block-size": value}))
+
+    assert "--block-size 128 is mandatory: its sparse attention works in blocks of 128" in message
+
+
+def test_an_index_in_fp8_counts_in_every_form() -> None:
+    sizes = {
+        plan_of(service(**M3, args=args)).services[0].memory.token_bytes  # type: ignore[union-attr]
+        for args in (
+            {"attention-config": {"indexer_kv_dtype": "fp8"}},
+            {"attention-config": '{"indexer_kv_dtype": "fp8"}'},
+            {"attention-config.indexer_kv_dtype": "fp8"},
+        )
+    }
+
+    assert sizes == {30_720 + 57 * 128}
+
+
+def test_an_unknown_kv_type_is_counted_and_not_passed_over() -> None:
+    args = {"kv-cache-dtype": "int8_per_token_head"}
+
+    assert "the weights of" in problems_of(service(args=args), gpu="l40s")
+    notes = plan_of(service(args=args)).services[0].notes
+    assert any("is counted as two bytes an element" in note for note in notes)
+
+
+def test_a_kv_cache_that_is_more_than_there_is_room_for() -> None:
+    message = problems_of(service(args={"kv-cache-memory-bytes": "500G"}))
+
+    assert "kv-cache-memory-bytes 500.0 GiB is more than the " in message
+
+
+def test_a_kv_cache_given_outright_looks_at_no_utilisation() -> None:
+    args = {"kv-cache-memory-bytes": "40G"}
+
+    held = plan_of(service(args=args, gpu_memory_utilization=0.3)).services[0].memory
+
+    assert held is not None
+    assert held.kv_bytes == 40 << 30
+
+
+def test_sequences_at_once_are_no_more_than_are_served() -> None:
+    args = {"max-num-seqs": 8}
+
+    held = plan_of(service(args=args, max_model_len=4096)).services[0].memory
+
+    assert held is not None
+    assert held.sequences == 8
+
+
+def test_what_memory_does_not_count_is_said() -> None:
+    draft = {"speculative-config": {"method": "eagle3", "model": "x/y"}}
+
+    notes = plan_of(service(args=draft)).services[0].notes
+
+    assert "memory does not count the draft model's weights and cache" in notes
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("h200", "did you mean 'h200-141' or 'h200-141-nvl'?"),
+        ("h20", "did you mean 'h20-96' or 'h20-141'?"),
+        ("H20-3e", "did you mean 'h20-141'?"),
+        ("h2O-96", "did you mean 'h20-96'?"),
+    ],
+)
+def test_a_gpu_kind_is_found_by_the_name_that_people_use(word: str, hint: str) -> None:
+    message = problems_of(service(), gpu=word)
+
+    assert hint in message
+    assert message.count("\n") == 0
+
+
+def test_an_older_vllm_than_its_publishers_name_is_told() -> None:
+    m27 = service(
+        model="MiniMaxAI/MiniMax-M2.7", revision="d494266a4affc0d2995ba1fa35c8481cbd84294b"
+    )
+
+    notes = plan_of(m27, vllm={"version": "0.19.1"}).services[0].notes
+
+    assert "vLLM's recipe for M2.7 asks for vLLM >=0.20.0" in notes
+    assert any("non-commercial" in note for note in notes)
+
+
+def test_garbled_answers_are_told_of_before_0_13() -> None:
+    notes = plan_of(service(), vllm={"version": "0.11.2"}).services[0].notes
+
+    assert any(note.startswith("answers may be garbled before 0.13.0") for note in notes)
+
+
+def test_flags_are_judged_whatever_else_is_wrong() -> None:
+    message = problems_of(
+        service(recipe="dep8", gpus=list(range(8)), args={"max-num-sqs": 8}), gpu="h100-80"
+    )
+
+    assert "does not fit" in message
+    assert "--max-num-sqs" in message
+
+
+def test_a_missing_number_of_gpus_is_one_thing() -> None:
+    message = problems_of(service(), gpu_count=0)
+
+    assert "services[0].gpus: gpu_count is not set; say how many GPUs the host has" in message
+
+
+def test_the_api_servers_options_are_its_own() -> None:
+    message = problems_of(service(**M1, args={"api-server-count": 2}), vllm={"version": "0.9.2"})
+
+    assert "--api-server-count" in message

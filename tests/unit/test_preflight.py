@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fleet.preflight import problems
+from fleet.drivers import FABRIC_MANAGER_UNIT, PERSISTENCE_UNIT
+from fleet.preflight import driver_incomplete, driver_runs, problems
 from tests.unit.state import converged, plan_of, service
 
 PLAN = plan_of(service())
@@ -27,6 +28,36 @@ def broken_smi(seen: dict[str, Any]) -> None:
     seen["gpus"] = {"error": "Failed to initialize NVML", "devices": None}
 
 
+def lost_gpu(seen: dict[str, Any]) -> None:
+    seen["gpus"]["error"] = "Unable to determine the device handle for GPU0000:65:00.0"
+
+
+def no_switches(seen: dict[str, Any]) -> None:
+    seen["pci"]["nvswitches"] = 0
+
+
+def package_missing(seen: dict[str, Any]) -> None:
+    """A driver package is to be installed, for which nobody has to be stopped."""
+    seen["packages"]["nvidia-driver-cuda"] = None
+    stop_services(seen)
+
+
+def stop_services(seen: dict[str, Any]) -> None:
+    for planned in PLAN.services:
+        seen["units"][planned.unit].update(active="inactive", stamp=None)
+
+
+def not_in_any_source(seen: dict[str, Any]) -> None:
+    package_missing(seen)
+    versions = {"nvidia-driver-cuda": ["570.172.08-1", "580.82.07-1"], "git-lfs": []}
+    seen["needs"]["apt"] = {"versions": versions}
+
+
+def broken_sources(seen: dict[str, Any]) -> None:
+    package_missing(seen)
+    seen["needs"]["apt"] = {"error": "The repository 'http://mirror stable Release' is not signed."}
+
+
 def other_gpu(seen: dict[str, Any]) -> None:
     seen["gpus"]["devices"][0].update(memory_mib=81559, compute_capability="8.0")
 
@@ -41,7 +72,7 @@ def driver_under_services(seen: dict[str, Any]) -> None:
 
 
 def too_big(seen: dict[str, Any]) -> None:
-    seen["needs"]["weights"] = {HUB: {"bytes": 230 * 2**30}}
+    seen["needs"]["weights"] = {HUB: {"bytes": 230 * 2**30, "fetched_bytes": 0}}
     for disk in seen["disks"].values():
         disk["free_bytes"] = 100 * 2**30
 
@@ -58,13 +89,26 @@ def test_nothing_is_wrong_with_a_converged_host() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lose_gpu, "GPUs: 7/8 GPUs (missing: 5); h20-141 ×8 is declared"),
+        (lose_gpu, "GPUs: 7/8 GPUs (silent on the PCI bus: 0000:40:00.0); h20-141 ×8 is declared"),
         (before_the_driver, "GPUs: 7/8 GPUs on the PCI bus; h20-141 ×8 is declared"),
         (broken_smi, "GPUs: nvidia-smi says: Failed to initialize NVML"),
+        (lost_gpu, "GPUs: nvidia-smi says: Unable to determine the device handle"),
+        (no_switches, "NVSwitch: 0 on the PCI bus, and h20-141 has some"),
+        (
+            not_in_any_source,
+            "apt: no source of this host has git-lfs; "
+            "nvidia-driver-cuda 580.95.05-1 (it has 570.172.08-1, 580.82.07-1); "
+            "NVIDIA's repository is named in mirrors.apt",
+        ),
+        (broken_sources, "apt: the host's sources cannot be read: The repository 'http://mirror"),
         (other_gpu, "compute capability 8.0, h20-141 has 9.0"),
         (other_gpu, "81559 MiB, h20-141 has 143771 MiB"),
         (port_held, "port 8000 for m25 is held by PID 4711 (python3)"),
         (driver_under_services, "580.95.05 is declared, while m25 serves"),
+        (
+            lambda seen: seen["packages"].update({"nvidia-persistenced": None}),
+            "driver: nvidia-persistenced would be installed while m25 serves; stop it first",
+        ),
         (too_big, "230.0 GiB needed for MiniMaxAI/MiniMax-M2.5, 100.0 GiB free"),
         (index_down, "mirror index: http://mirror/simple cannot be reached: Connection refused"),
         (
@@ -94,6 +138,17 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert len(problems(PLAN, seen, 600.0)) == 5
 
 
+def test_what_an_interrupted_download_left_needs_no_disk_again() -> None:
+    seen = converged(PLAN)
+    too_big(seen)
+    seen["needs"]["weights"][HUB]["fetched_bytes"] = 200 * 2**30
+
+    assert problems(PLAN, seen, 0.0) == []
+
+    seen["needs"]["weights"][HUB]["fetched_bytes"] = 100 * 2**30
+    assert "130.0 GiB needed for MiniMaxAI" in "\n".join(problems(PLAN, seen, 0.0))
+
+
 def test_ports_held_by_our_own_units_are_free_for_us() -> None:
     seen = converged(PLAN)
     seen["ports"]["8000"] = {"pid": 1, "command": "nginx", "unit": "minimax-proxy.service"}
@@ -103,8 +158,122 @@ def test_ports_held_by_our_own_units_are_free_for_us() -> None:
 
 
 def test_a_driver_branch_that_is_not_known_for_the_system() -> None:
-    plan = plan_of(service(), driver={"version": "550.90.07"})
+    plan = plan_of(service(), driver={"version": "590.48.01"})
 
     message = "\n".join(problems(plan, converged(plan), 0.0))
 
-    assert "driver: branch 550 is not known for debian-12; known are 570, 580" in message
+    assert "driver: branch 590 is not known for debian-12; known are 570, 580" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        package_missing,
+        lambda seen: seen["os"].update(kernel_headers=False, kernel="6.1.0-41-amd64"),
+        lambda seen: seen["packages"]["nvidia-driver-cuda"].update(held=False),
+        lambda seen: seen["units"][PERSISTENCE_UNIT].update(active="failed"),
+        lambda seen: seen["units"][FABRIC_MANAGER_UNIT].update(enabled=False, disabled=True),
+    ],
+    ids=["package", "headers of a new kernel", "hold", "daemon that failed", "daemon not enabled"],
+)
+def test_a_broken_nvidia_smi_is_left_to_the_driver_step_where_that_has_something_to_do(
+    change: Callable[[dict[str, Any]], Any],
+) -> None:
+    seen = converged(PLAN)
+    broken_smi(seen)
+    assert not driver_incomplete(PLAN, seen)
+    change(seen)
+
+    assert driver_incomplete(PLAN, seen)
+    assert problems(PLAN, seen, 0.0) == []
+
+
+def test_a_driver_that_is_not_declared_is_nobodys_to_mend() -> None:
+    plan = plan_of(service(), driver=None)
+    seen = converged(plan)
+    broken_smi(seen)
+
+    assert "nvidia-smi says" in "\n".join(problems(plan, seen, 0.0))
+    assert not driver_incomplete(plan, seen)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [driver_under_services, broken_smi, lambda seen: seen["gpus"].update(devices=None)],
+    ids=["another version", "broken", "absent"],
+)
+def test_a_driver_counts_by_what_the_gpus_answer_and_not_by_its_packages(
+    change: Callable[[dict[str, Any]], Any],
+) -> None:
+    seen = converged(PLAN)
+    assert driver_runs(PLAN, seen)
+    change(seen)
+
+    assert not driver_runs(PLAN, seen)
+
+
+def test_headers_may_be_installed_under_services() -> None:
+    seen = converged(PLAN)
+    seen["os"].update(kernel_headers=False)
+
+    assert driver_incomplete(PLAN, seen)
+    assert problems(PLAN, seen, 0.0) == []
+
+
+def test_a_retired_service_keeps_its_driver_too() -> None:
+    seen = converged(PLAN)
+    driver_under_services(seen)
+    stop_services(seen)
+    assert problems(PLAN, seen, 0.0) == []
+    seen["units"]["minimax-gone.service"] = {"active": "active"}
+
+    assert "while gone serves" in "\n".join(problems(PLAN, seen, 0.0))
+
+
+def test_switches_that_the_declared_kind_has_not_are_named_with_the_cure() -> None:
+    kind = {"name": "NVIDIA H20", "memory_mib": 143771, "compute_capability": "9.0"}
+    plan = plan_of(service(), gpu={**kind, "nvswitch": False})
+
+    (message,) = problems(plan, converged(plan), 0.0)
+
+    assert message.startswith("NVSwitch: 4 on the PCI bus, and NVIDIA H20 has none")
+    assert "'nvswitch': True" in message
+
+
+@pytest.mark.parametrize("capability", ["10.0", "12.0"])
+def test_switches_of_later_generations_are_not_looked_for_on_the_bus(capability: str) -> None:
+    kind = {"name": "later", "memory_mib": 183359, "compute_capability": capability}
+    plan = plan_of(service(), gpu={**kind, "nvswitch": True})
+    seen = converged(plan)
+    no_switches(seen)
+
+    assert problems(plan, seen, 0.0) == []
+
+
+def test_the_index_that_uv_takes_by_itself_is_looked_at_too() -> None:
+    default = PLAN.question()["mirrors"]["index"]
+    declared = plan_of(service(), mirrors={"index": "http://mirror/simple"})
+
+    assert default.startswith("https://")
+    assert declared.question()["mirrors"]["index"] == "http://mirror/simple"
+
+
+def test_an_address_of_the_hub_may_end_in_a_slash() -> None:
+    plan = plan_of(service(), mirrors={"hub": "http://mirror/hub/"})
+
+    assert plan.question()["mirrors"]["hub"] == "http://mirror/hub"
+    assert plan.weights_request(plan.weights[0])["hub"] == "http://mirror/hub"
+
+
+def test_b18_a_driver_left_as_it_is_must_be_new_enough_for_the_wheels() -> None:
+    """The converged host's devices answer with branch 580."""
+    old = plan_of(service(), driver=None)
+    seen = converged(old)
+    for device in seen["gpus"]["devices"]:
+        device["driver"] = "570.172.08"
+
+    assert problems(old, converged(old), 0) == []
+    assert problems(old, seen, 0) == [
+        f"driver: 570.172.08 is there, and the wheels of {old.release.id} need 580 or later; "
+        "declare driver.version"
+    ]
