@@ -1,7 +1,7 @@
 # minimax-fleet: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick lab-up lab-down bench golden lock
+.PHONY: help setup demo test test-vllm check quick lab-up lab-down bench golden lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,11 +26,17 @@ demo: setup ## Build a lab site on this machine, roll MiniMax out to it, and ask
 	@$(BIN)/python -m lab.demo
 
 test: check ## Everything: style, types, unit, template and lab tests (builds the lab on first use)
+	@echo "test: unit and template tests, a dot each; then the lab's, which say what they are doing"
 	@$(BIN)/pytest tests/unit tests/templates tests/lab
 
 check: setup ## Style and types
+	@echo "check: style"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "check: types, for half a minute"
 	@$(BIN)/mypy
+
+test-vllm: setup ## Every recipe through the real vLLM's own parser (five wheels from the package index; 4 minutes)
+	@$(BIN)/pytest tests/vllm
 
 quick: setup ## The inner loop: unit and template tests, no lab
 	@$(BIN)/pytest tests/unit tests/templates -q

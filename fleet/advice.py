@@ -132,11 +132,8 @@ def _nearest(
         (
             fit
             for fit in found
-            if fit.recipe_name != service.recipe
-            and (
-                service.revision in reviewed
-                or not {**fit.recipe.arguments(version), **changes}.get("trust-remote-code")
-            )
+            if service.revision in reviewed
+            or not {**fit.recipe.arguments(version), **changes}.get("trust-remote-code")
         ),
         recipe,
     )

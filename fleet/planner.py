@@ -327,7 +327,7 @@ class Planner:
         must = {name for name, setting in chosen.recipe.args.items() if setting.mandatory}
         for name, value in service.args.items():
             flag = command.flag_name(name)
-            key = command.MANAGED_FLAGS.get(flag)
+            key = _manager(flag, version)
             if flag in must and value != given.get(flag):
                 why = chosen.recipe.args[flag].why
                 self._refuse(f"{path}.args", f"--{flag} {given.get(flag)} is mandatory: {why}")
@@ -431,6 +431,14 @@ class Planner:
         elif not (value.isascii() and value.isprintable() and " " not in value):
             self._refuse(f"{path}.api_key", "holds a character that no HTTP header can carry")
         return value
+
+
+def _manager(flag: str, version: str) -> str | None:
+    """The key of group data that decides an option, by whatever name the option is given."""
+    names = [flag, *(name.lstrip("-") for name in options.same_option(f"--{flag}", version))]
+    return next(
+        (command.MANAGED_FLAGS[name] for name in names if name in command.MANAGED_FLAGS), None
+    )
 
 
 def cuda_of(known: Catalog, vllm: Vllm) -> CudaLine:

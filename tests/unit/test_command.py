@@ -72,3 +72,17 @@ def test_what_is_printed_can_be_pasted() -> None:
     done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True)
 
     assert json.loads(done.stdout) == [list(words), "b c"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["plain", "a b", "it's", "100% $HOME", "line1\nline2", "tab\there", "a\rb\x07c", "🚀\n'\\"],
+)
+def test_a_pasted_word_is_the_same_word(word: str) -> None:
+    """By bash itself; a terminal would not even show a control character."""
+    text = shell(["printf", "%s", word], {})
+    assert word.isprintable() or word not in text
+
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+
+    assert done.stdout.replace("\r\n", "\n") == word

@@ -124,6 +124,7 @@ def test_data_parallel_ranks_have_pools_of_their_own() -> None:
     assert data.weights_bytes > tensor.weights_bytes
     assert data.pool_tokens == pytest.approx(390_000, rel=0.02)
     assert data.tokens == 8 * data.pool_tokens
+    assert data.sequences == 8 * (data.kv_bytes // (196_608 * data.token_bytes)) > 0
 
 
 def test_dep8_on_80_gib_cannot_hold_one_sequence_at_full_context() -> None:

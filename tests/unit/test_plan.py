@@ -627,3 +627,65 @@ def test_the_api_servers_options_are_its_own() -> None:
     message = problems_of(service(**M1, args={"api-server-count": 2}), vllm={"version": "0.9.2"})
 
     assert "--api-server-count" in message
+
+
+def test_b17_another_name_of_a_managed_option() -> None:
+    message = problems_of(service(args={"device-memory-utilization": 0.5}))
+
+    assert "--device-memory-utilization is set by 'gpu_memory_utilization'" in message
+
+
+def test_fp4_weights_on_a_gpu_without_fp4() -> None:
+    data = service(
+        model="nvidia/MiniMax-M2.5-NVFP4",
+        revision="b6220d658389629b9d507d4b2bb314f41fea7898",
+        recipe="nvfp4-tp4",
+    )
+
+    assert "this checkpoint (nvfp4) needs compute capability 10.0; NVIDIA H200 has 9.0" in (
+        problems_of(data, gpu="h200-141")
+    )
+
+
+RECIPE_FILE = """
+meta: {title: Test}
+model:
+  model_id: MODEL
+  min_vllm_version: "0.20.0"
+  architecture: moe
+  parameter_count: "671B"
+  active_parameters: "37B"
+  context_length: 163840
+variants:
+  default: {precision: fp8, vram_minimum_gb: 805}
+compatible_strategies: [single_node_tp]
+"""
+
+
+def from_file(model: str, gpu: str) -> tuple[Any, str]:
+    data = {
+        "gpu": gpu,
+        "gpu_count": 8,
+        "vllm": {"version": "0.33.0"},
+        "services": [service(model="recipes/x.yaml", recipe="single_node_tp", gpus=list(range(8)))],
+    }
+    text = RECIPE_FILE.replace("MODEL", model)
+    planner_ = Planner({}, Texts({}, {}, {"recipes/x.yaml": text}))
+    plan = planner_.plan("a", "h20", HostSpec.model_validate(data))
+    return plan, "\n".join(map(str, planner_.problems))
+
+
+def test_a_recipe_files_weights_alone_can_be_too_much() -> None:
+    _, message = from_file("org/Big", "l40s")
+    plan, none = from_file("org/Big", "h200-141")
+
+    assert "the weights of org/Big do not fit: about 671 GB on 8 GPUs" in message
+    assert none == ""
+    assert "memory is unknown: give model_config_file" in plan.services[0].notes
+
+
+def test_a_recipe_file_of_a_model_that_the_catalogue_has_takes_its_figures() -> None:
+    plan, message = from_file("MiniMaxAI/MiniMax-M3-MXFP8", "b300")
+
+    assert message == ""
+    assert plan.services[0].memory is not None
