@@ -15,8 +15,9 @@ GIB = 1 << 30
 OVERHEAD_BYTES = 6 * GIB
 """What a GPU holds besides weights and KV cache while it serves: CUDA context, NCCL's buffers, CUDA
 graphs, and activations of the largest batch. An assumption, the same for every model and kind; what vLLM
-reported on the machines of the catalogue's measurements implies 5.2 to 7.7 GiB. With it the arithmetic comes within 20 % of each
-capacity that the guides state, and of each that was measured (tests/unit/test_memory.py)."""
+reported on the machines of the catalogue's measurements implies 5.2 to 7.7 GiB. With it the arithmetic
+comes within 20 % of each capacity that the guides state, and of each that was measured
+(tests/unit/test_memory.py)."""
 
 KV_DTYPE_BYTES = {
     "auto": 2,
