@@ -341,7 +341,7 @@ def host_variables(plan: HostPlan, keep: Callable[[File], str]) -> dict[str, Any
         },
         "service_files": [
             {**file, "unit": unit}
-            for unit, wanted in _service_files(plan, files).items()
+            for unit, wanted in _service_files(plan).items()
             for file in kept(*wanted)
         ],
         "units": [*(service.unit for service in plan.services), PROXY_UNIT],
@@ -415,18 +415,10 @@ def _release(release: Release) -> dict[str, str]:
     }
 
 
-def _service_files(plan: HostPlan, files: Mapping[str, File]) -> dict[str, list[File]]:
+def _service_files(plan: HostPlan) -> dict[str, list[File]]:
     """Unit to the files that it reads, where it reads them."""
-    units = {
-        service.unit: [File(path=f"/etc/systemd/system/{service.unit}", content=service.unit_text)]
-        for service in plan.services
-    }
-    config = files[f"{ETC}/proxy/{plan.proxy_stamp}.conf"]
-    units[PROXY_UNIT] = [
-        File(path=f"{ETC}/proxy/nginx.conf", content=config.content),
-        files[f"/etc/systemd/system/{PROXY_UNIT}"],
-    ]
-    return units
+    units = {service.unit: [service.unit_file] for service in plan.services}
+    return {**units, PROXY_UNIT: list(plan.proxy_files)}
 
 
 def check_same_state(fleet: Fleet, site: Site) -> None:
@@ -447,7 +439,7 @@ def differences(plan: HostPlan, seen: Mapping[str, Any]) -> Iterable[str]:
     """What is not as planned, of what the playbook is to bring about."""
     files = [
         file
-        for file in (*plan.system_files, *plan.driver_files(seen["os"]), *plan.staged_files)
+        for file in (*plan.system_files, *plan.driver_files(seen["os"]), *plan.installed_files)
         if file.path.startswith(("/etc/apt/", "/etc/sysctl.d/", "/etc/systemd/", MODULES))
     ]
     for file in files_to_write(files, seen):
@@ -469,7 +461,9 @@ def differences(plan: HostPlan, seen: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _look(name: str, plan: HostPlan) -> dict[str, Any]:
-    text = f"{packed_program()}\n{json.dumps(plan.question())}\n"
+    question = plan.question()
+    question["files"] += [file.path for file in plan.installed_files]
+    text = f"{packed_program()}\n{json.dumps(question)}\n"
     done = hosts.ssh(name, f'python3 -c "{BOOTSTRAP}" probe', check=True, stdin=text)
     state: dict[str, Any] = json.loads(done.stdout)
     return state

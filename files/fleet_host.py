@@ -29,10 +29,13 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -43,7 +46,10 @@ UNITS = pathlib.Path("/etc/systemd/system")
 SERVICES = pathlib.Path("/etc/minimax/services")
 PROXY = pathlib.Path("/etc/minimax/proxy")
 PROXY_UNIT = "minimax-proxy.service"
+PROXY_RUN = pathlib.Path("/run/minimax-proxy")
 DRAINING = pathlib.Path("/run/minimax-fleet/draining")
+WRITTEN_BY_US = b"# Written by minimax-fleet for "
+"""How the unit of a service begins."""
 PCI = pathlib.Path("/sys/bus/pci/devices")
 WEIGHTS_STAMP = ".fleet-weights.json"
 MANIFEST = "fleet-release.json"
@@ -52,6 +58,8 @@ JOURNAL_LINES = 20
 ERRORS = 8
 LINE_LENGTH = 400
 HEARTBEAT_S = 10
+ODD_LINES = 3
+"""Lines of nvidia-smi that are no row, of which so many are quoted."""
 
 
 class HostError(Exception):
@@ -60,16 +68,31 @@ class HostError(Exception):
 
 def say(text):
     """A line of progress, seen at once by whoever follows this run."""
-    print(text, flush=True)
+    # A full disk under the log must not end the work that the line is about.
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+
+
+def explained(error):
+    """One line for a person, and where in this program for an error that nobody foresaw."""
+    if isinstance(error, HostError):
+        return str(error)
+    here = explained.__code__.co_filename
+    places = [
+        place for place in traceback.extract_tb(error.__traceback__) if place.filename == here
+    ]
+    where = f" (fleet_host.py, {places[-1].name}, line {places[-1].lineno})" if places else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def run(*argv, check=True, timeout=None, env=None, stdin=None):
-    """A command's completed process, output captured as text."""
+    """A command's completed process, output captured as text; bytes that are no UTF-8 are replaced."""
     done = subprocess.run(
         argv,
         check=False,
         timeout=timeout,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         capture_output=True,
         env={**os.environ, **(env or {})},
         input=stdin,
@@ -106,12 +129,26 @@ def write_atomically(path, content, mode=0o644):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        os.fchmod(stream.fileno(), mode)
-        stream.write(content if isinstance(content, bytes) else content.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(content if isinstance(content, bytes) else content.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError:
+        # On a full disk even half a file is too much.
+        partial.unlink()
+        raise
+
+
+def write_if_other(path, content):
+    """Writes a file that has not this content; says whether it did. A full disk stops no other file."""
+    with contextlib.suppress(FileNotFoundError):
+        if pathlib.Path(path).read_bytes() == content:
+            return False
+    write_atomically(path, content)
+    return True
 
 
 def read_json(path):
@@ -129,9 +166,11 @@ def probe(request):
     """The host's state, as far as the request asks for it."""
     system = os_release()
     # Packages are named differently from one distribution to another: the request has them for each.
-    packages = request["packages"].get(f"{system['id']}-{system['version_id']}", {})
+    packages = dict(request["packages"].get(f"{system['id']}-{system['version_id']}", {}))
+    if packages and request["kernel_headers"] and not system["kernel_headers"]:
+        packages[request["kernel_headers"].format(kernel=system["kernel"])] = None
     records = {path.stem: read_json(path) for path in RECORDS.glob("services/*.json")}
-    units = {*request["units"], *(f"minimax-{name}.service" for name in records)}
+    units = units_state(sorted({*request["units"], *map(unit_of, records)}))
     state = {
         "time": time.time(),
         "os": system,
@@ -143,10 +182,10 @@ def probe(request):
         "packages": packages_state(list(packages)),
         "pci": pci_state(),
         "gpus": gpus_state() if request["gpus"] else None,
-        "units": units_state(sorted(units)),
+        "units": units,
         "records": records,
-        "proxy": read_json(RECORDS / "proxy.json"),
-        "draining": sorted(path.name for path in DRAINING.glob("*")),
+        "due": due(request["cutover"], units),
+        "applied": applied_plans(request["services"], records),
         "ports": ports_state(request["ports"]),
         "disks": {path: disk_state(path) for path in request["disks"]},
         "releases": {path: release_complete(path) for path in request["releases"]},
@@ -154,7 +193,18 @@ def probe(request):
         "uv": os.access(request["uv"], os.X_OK),
     }
     state["needs"] = needs_state(request, state, packages)
+    # Asking others may take its time; the middle of the two is when whoever asked us was half way.
+    state["time"] = (state["time"] + time.time()) / 2
     return state
+
+
+def applied_plans(folder, records):
+    """What the services that passed the gate are made of, by name; see ServicePlan.document()."""
+    paths = {
+        name: pathlib.Path(folder) / name / str((record or {}).get("stamp")) / "plan.json"
+        for name, record in records.items()
+    }
+    return {name: read_json(path) for name, path in paths.items()}
 
 
 def os_release():
@@ -231,20 +281,20 @@ def installed(state, version):
 
 
 def pci_state():
-    """GPUs and NVSwitches on the PCI bus: known before any driver is there."""
-    gpus = switches = 0
+    """GPUs, with their addresses, and NVSwitches on the PCI bus: known before any driver is there."""
+    gpus, switches = [], 0
     for device in PCI.glob("*"):
         with contextlib.suppress(OSError):
             if (device / "vendor").read_text().strip() == NVIDIA:
                 kind = (device / "class").read_text().strip()
-                gpus += kind.startswith("0x0302") or kind.startswith("0x0300")
+                gpus += [device.name] if kind.startswith(("0x0302", "0x0300")) else []
                 switches += kind.startswith("0x0680")
-    return {"gpus": gpus, "nvswitches": switches}
+    return {"gpus": len(gpus), "gpu_addresses": sorted(gpus), "nvswitches": switches}
 
 
 def gpus_state():
     """What nvidia-smi says: `{"devices": [...]}`, or `{"error": its own words}`."""
-    fields = "index,name,memory.total,compute_cap,driver_version"
+    fields = "index,name,memory.total,compute_cap,driver_version,pci.bus_id"
     try:
         done = run(
             "nvidia-smi",
@@ -260,9 +310,13 @@ def gpus_state():
     if done.returncode:
         words = " ".join((done.stdout + done.stderr).split())
         return {"error": words or f"nvidia-smi exited {done.returncode}", "devices": None}
-    devices = []
-    for line in done.stdout.splitlines():
+    devices, odd = [], []
+    for line in filter(str.strip, done.stdout.splitlines()):
         values = [value.strip() for value in line.split(",")]
+        # A GPU that is lost is a sentence among the rows, and the exit status may be 0 all the same.
+        if len(values) != len(fields.split(",")) or not values[0].isdigit():
+            odd.append(" ".join(line.split()))
+            continue
         devices.append(
             {
                 "index": int(values[0]),
@@ -270,22 +324,35 @@ def gpus_state():
                 "memory_mib": int(values[2]) if values[2].isdigit() else 0,
                 "compute_capability": values[3],
                 "driver": values[4],
+                # 00000000:18:00.0 is 0000:18:00.0 to the kernel.
+                "address": values[5].lower()[-len("0000:18:00.0") :],
             }
         )
-    return {"error": None, "devices": devices}
+    error = "; ".join(odd[:ODD_LINES]) or None
+    return {"error": error, "devices": None if error and not devices else devices}
 
 
 UNIT_PROPERTIES = (
-    "Id,LoadState,ActiveState,SubState,UnitFileState,MainPID,NRestarts,Result,"
-    "ExecMainStatus,ExecMainCode,ActiveEnterTimestampMonotonic"
+    "Id,LoadState,ActiveState,SubState,UnitFileState,MainPID,NRestarts,Result,ExecMainStatus,"
+    "ExecMainStartTimestampMonotonic,DropInPaths,NeedDaemonReload"
 )
 
 
+def unit_of(name):
+    """The unit of a service."""
+    return f"minimax-{name}.service"
+
+
 def units_state(units):
-    """Each unit as systemd sees it, with the stamp that its *running process* carries."""
+    """Each unit as systemd sees it, with the stamp that its *running process* carries.
+
+    `started_at` is when that process was started, in seconds of this host's clock as it is now.
+    `drop_ins` are those of this unit alone; `needs_reload`: systemd has older files in mind.
+    """
     if not units:
         return {}
     shown = run("systemctl", "show", "-p", UNIT_PROPERTIES, "--", *units).stdout
+    booted_at = time.time() - time.monotonic()
     state = {}
     for block in shown.strip().split("\n\n"):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -295,11 +362,19 @@ def units_state(units):
             "active": values["ActiveState"],
             "sub": values["SubState"],
             "enabled": values["UnitFileState"] == "enabled",
+            "disabled": values["UnitFileState"] == "disabled",
             "pid": pid,
             "restarts": int(values.get("NRestarts") or 0),
             "result": values.get("Result", ""),
             "exit_status": int(values.get("ExecMainStatus") or 0),
             "stamp": process_stamp(pid),
+            "started_at": booted_at + int(values.get("ExecMainStartTimestampMonotonic") or 0) / 1e6,
+            "drop_ins": [
+                path
+                for path in values.get("DropInPaths", "").split()
+                if path.split("/")[-2] == f"{values['Id']}.d"
+            ],
+            "needs_reload": values.get("NeedDaemonReload") == "yes",
         }
     return state
 
@@ -309,18 +384,32 @@ def unit_state(unit):
     return units_state([unit])[unit]
 
 
+STAMP = re.compile(rb"(?:^|[\0 ])FLEET_STAMP=([0-9a-f]+)")
+
+
 def process_stamp(pid):
-    """FLEET_STAMP in a process's environment: which plan it was started from."""
-    if pid <= 0:
-        return None
-    try:
-        entries = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    for entry in entries:
-        if entry.startswith(b"FLEET_STAMP="):
-            return entry.partition(b"=")[2].decode()
+    """FLEET_STAMP of a process: which plan it was started from.
+
+    It is in the environment, but for nginx, which writes its title over that.
+    """
+    for place in ("environ", "cmdline"):
+        found = STAMP.search(process_bytes(pid, place))
+        if found:
+            return found.group(1).decode()
     return None
+
+
+def process_argv(pid):
+    """A process's arguments; none where there is no such process."""
+    return process_bytes(pid, "cmdline").decode(errors="replace").split("\0")[:-1]
+
+
+def process_bytes(pid, name):
+    """A file of a process in /proc; empty where there is no such process."""
+    if pid > 0:
+        with contextlib.suppress(OSError):
+            return pathlib.Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""
 
 
 LISTEN = "0A"
@@ -398,25 +487,34 @@ def weights_complete(path):
 
 
 def active_jobs():
+    return listed_units("active,activating,deactivating", "minimax-job-*")
+
+
+def active_services():
+    """Units that serve models, or still finish answers."""
+    units = listed_units("active,deactivating", "minimax-*.service")
+    return [unit for unit in units if unit != PROXY_UNIT and not unit.startswith("minimax-job-")]
+
+
+def listed_units(states, pattern):
     listed = run(
-        "systemctl",
-        "list-units",
-        "--plain",
-        "--no-legend",
-        "--state=active,activating",
-        "minimax-job-*",
+        "systemctl", "list-units", "--plain", "--no-legend", f"--state={states}", pattern
     ).stdout
     return [line.split()[0] for line in listed.splitlines()]
 
 
 def needs_state(request, state, packages):
-    """Can each mirror be reached that this host will need? Nothing is asked of one that it will not."""
+    """Is there what this host will need, where it will look? Nothing is asked of what it will not need."""
     need = {}
-    if any(not installed(state["packages"][name], version) for name, version in packages.items()):
+    lacking = [
+        name
+        for name, version in packages.items()
+        if not installed(state["packages"][name], version)
+    ]
+    if lacking:
         need.update((f"apt {name}", url) for name, url in request["mirrors"]["apt"].items())
-    if not state["uv"] or not all(state["releases"].values()):
+    if request["mirrors"]["index"] and not (state["uv"] and all(state["releases"].values())):
         need["index"] = request["mirrors"]["index"]
-    need = {name: url for name, url in need.items() if url}
     missing = [weights for weights in request["models"] if not state["weights"][weights["path"]]]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         reached = {name: pool.submit(reach, url) for name, url in need.items()}
@@ -424,12 +522,65 @@ def needs_state(request, state, packages):
             weights["path"]: pool.submit(hub_bytes, request["mirrors"]["hub"], weights)
             for weights in missing
         }
+        mirrors = {
+            name: {"url": need[name], "error": done.result()} for name, done in reached.items()
+        }
+        # A mirror that cannot be reached is told once; apt would say it again.
+        apt_works = lacking and not any(
+            mirror["error"] for name, mirror in mirrors.items() if name.startswith("apt ")
+        )
         return {
-            "mirrors": {
-                name: {"url": need[name], "error": done.result()} for name, done in reached.items()
-            },
+            "mirrors": mirrors,
+            "apt": apt_versions(lacking, request["sources"]) if apt_works else None,
             "weights": {path: done.result() for path, done in sizes.items()},
         }
+
+
+APT_SOURCES = "etc/apt/sources.list.d"
+APT_KEYRINGS = "etc/apt/keyrings"
+APT_LOOK_TIMEOUT_S = 300
+
+
+def apt_versions(names, sources):
+    """Versions of packages that apt would find: `{"versions": {name: [...]}}` or `{"error": why}`.
+
+    Asked of the host's own sources and of those that are still to be put there (`sources`: path and
+    content of source and keyring files), with lists and cache of its own: nothing of the host changes.
+    """
+    with tempfile.TemporaryDirectory(prefix="minimax-fleet-apt-") as folder:
+        place = pathlib.Path(folder)
+        for part in (APT_SOURCES, APT_KEYRINGS, "lists/partial", "cache/archives/partial"):
+            (place / part).mkdir(parents=True)
+        for file in pathlib.Path("/", APT_SOURCES).glob("*.*"):
+            shutil.copy(file, place / APT_SOURCES)
+        for file in sources:
+            content = file["content"].replace(f"/{APT_KEYRINGS}/", f"{place / APT_KEYRINGS}/")
+            (place / file["path"].lstrip("/")).write_text(content)
+        aside = (
+            f"-o=Dir::Etc::SourceParts={place / APT_SOURCES}",
+            f"-o=Dir::State::Lists={place / 'lists'}",
+            f"-o=Dir::Cache={place / 'cache'}",
+            # Programs that the host has hooked to its own updates have nothing to do here.
+            "-o=#clear=APT::Update::Pre-Invoke",
+            "-o=#clear=APT::Update::Post-Invoke",
+            "-o=#clear=APT::Update::Post-Invoke-Success",
+            "-o=Acquire::Languages=none",
+            # apt's own user cannot enter this folder.
+            "-o=APT::Sandbox::User=root",
+        )
+        try:
+            done = run(*APT, *aside, "update", check=False, timeout=APT_LOOK_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return {"error": f"apt-get update did not end in {APT_LOOK_TIMEOUT_S} s"}
+        if done.returncode:
+            said = [line[2:].strip() for line in done.stderr.splitlines() if line[:2] == "E:"]
+            return {"error": "; ".join(said[:ERRORS]) or f"apt-get exited {done.returncode}"}
+        listed = run("apt-cache", *aside, "madison", *names, check=False).stdout
+    versions = {name: [] for name in names}
+    for line in listed.splitlines():
+        name, version = (part.strip() for part in line.split("|")[:2])
+        versions[name].append(version)
+    return {"versions": versions}
 
 
 def reach(url):
@@ -443,21 +594,30 @@ def reach(url):
     return None
 
 
+ODD_JSON = (ValueError, LookupError, TypeError, AttributeError)
+"""What is raised over an answer that is no JSON, or JSON of another shape than it has to be."""
+
+
 def reason(error):
-    return str(getattr(error, "reason", None) or error) or type(error).__name__
+    """What an error says, in one line; that of an answer's shape says little without its kind."""
+    words = " ".join(str(getattr(error, "reason", None) or error).split())
+    if isinstance(error, ODD_JSON[1:]):
+        return f"an answer of another shape ({type(error).__name__}: {words})"
+    return words or type(error).__name__
 
 
 def hub_bytes(hub, weights):
-    """Size of a model at a revision, by the hub: `{"bytes": n}` or `{"error": why}`."""
+    """Size of a model at a revision, by the hub, and how much of it an interrupted run has left here:
+    `{"bytes": n, "fetched_bytes": n}` or `{"error": why}`."""
     url = f"{hub}/api/models/{weights['repository']}/revision/{weights['revision']}?blobs=true"
     try:
         with open_url(url, timeout=20) as response:
-            siblings = json.load(response)["siblings"]
+            total = sum(file.get("size") or 0 for file in json.load(response)["siblings"])
     except urllib.error.HTTPError as error:
         return {"error": f"{url}: HTTP {error.code}"}
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+    except (OSError, http.client.HTTPException, *ODD_JSON) as error:
         return {"error": f"{url}: {reason(error)}"}
-    return {"bytes": sum(file.get("size") or 0 for file in siblings)}
+    return {"bytes": total, "fetched_bytes": size_of(partial_of(weights))}
 
 
 def open_url(url, method="GET", timeout=30, body=None, headers=None):
@@ -539,23 +699,26 @@ def finish_interrupted_installation(env):
 
 def driver(request):
     """The NVIDIA driver at its version: installed, its daemons running, every GPU answering."""
-    # Packages of two branches exclude each other, which apt cannot solve around a hold.
-    held = [name for name in run("apt-mark", "showhold").stdout.split() if "nvidia" in name]
+    # Packages of two branches exclude each other, which apt cannot solve around a hold of ours.
+    held = set(run("apt-mark", "showhold").stdout.split()) & set(request["unhold"])
     if held:
-        run("apt-mark", "unhold", *held)
+        run("apt-mark", "unhold", *sorted(held))
     changed = packages(request)
     if shutil.which("modprobe"):
         # Best effort: whether the driver works is what nvidia-smi is asked below.
         run("modprobe", "nvidia-uvm", check=False)
+    # All of them before any is started: what cannot run beside the old module runs after a reboot.
+    run("systemctl", "enable", "--quiet", *request["start"])
+    # Restarting the fabric manager under running services would end them.
+    verb = "restart" if changed and not active_services() else "start"
     for unit in request["start"]:
-        run("systemctl", "enable", "--quiet", unit)
-        # Restarting the fabric manager under running services would end them.
-        run("systemctl", "restart" if changed else "start", unit, check=False)
-        if unit_state(unit)["active"] != "active":
-            raise HostError(f"{unit} does not run:\n" + "\n".join(journal(unit)))
+        run("systemctl", verb, unit, check=False)
     seen = gpus_state()
     if seen["devices"] is None:
         raise HostError(f"driver {request['version']}: {seen['error'] or 'nvidia-smi is missing'}")
+    for unit in request["start"]:
+        if unit_state(unit)["active"] != "active":
+            raise HostError(f"{unit} does not run:\n" + "\n".join(journal(unit)))
     versions = sorted({device["driver"] for device in seen["devices"]})
     if len(seen["devices"]) != request["gpus"] or versions != [request["version"]]:
         raise HostError(
@@ -569,7 +732,10 @@ def driver(request):
 
 
 def release(request):
-    """A Python environment built beside the running one: under a temporary name, checked, renamed."""
+    """A Python environment built beside the running one: under a temporary name, checked, renamed.
+
+    It is checked as the user that services run as, who must be able to read all of it.
+    """
     path = pathlib.Path(request["path"])
     if release_complete(path):
         return
@@ -583,6 +749,8 @@ def release(request):
         "UV_NO_PROGRESS": "1",
         "UV_LINK_MODE": "hardlink",
         "UV_NO_CONFIG": "1",
+        # uv's own place for the interpreters that it fetches is in root's home, closed to services.
+        "UV_PYTHON_INSTALL_DIR": request["pythons"],
     }
     if request["index"]:
         env["UV_DEFAULT_INDEX"] = request["index"]
@@ -590,16 +758,20 @@ def release(request):
         if host.scheme == "http":
             env["UV_INSECURE_HOST"] = host.netloc
     say(f"{path.name}: building")
-    run(uv, "venv", "--relocatable", "--python", request["python"], str(partial), env=env)
+    venv = (uv, "venv", "--relocatable", "--python", request["python"], str(partial))
+    run_long(f"{path.name}: Python", *venv, env=env)
     backend = ["--torch-backend", request["torch_backend"]] if request["torch_backend"] else []
     python = str(partial / "bin" / "python3")
+    check_python(python, request["user"])
     bytecode = ["--compile-bytecode"] if request["bytecode"] else []
     # --refresh: a version that came to the index a moment ago counts, whatever uv has cached of it.
     install = (uv, "pip", "install", "--refresh", *bytecode, "--python", python, *backend)
     run_long(f"{path.name}: installing", *install, *request["requirements"], env=env)
     program, *arguments = request["check"]
-    check = (str(partial / "bin" / program), *arguments)
-    checked = run_long(f"{path.name}: checking", *check, env={"HF_HUB_OFFLINE": "1"})
+    check = as_user(request["user"], str(partial / "bin" / program), *arguments)
+    checked = run_long(
+        f"{path.name}: checking", *check, env={"HF_HUB_OFFLINE": "1", "HOME": request["home"]}
+    )
     frozen = run(uv, "pip", "freeze", "--python", python, env=env).stdout.split("\n")
     manifest = {
         "requirements": request["requirements"],
@@ -616,6 +788,26 @@ def release(request):
     say(
         f"{path.name}: complete after {manifest['seconds']:.0f} s, {len(manifest['packages'])} packages"
     )
+
+
+HIDDEN_FROM_SERVICES = ("/home/", "/root/", "/run/user/")
+"""What ProtectHome of the units hides."""
+
+
+def check_python(python, user):
+    """Raises HostError where services, which run as `user`, could not run this interpreter."""
+    place = os.path.realpath(python)
+    cure = "set vllm.python to a version, or to an interpreter elsewhere"
+    if place.startswith(HIDDEN_FROM_SERVICES):
+        raise HostError(f"its Python is {place}, where no service may look; {cure}")
+    if run(*as_user(user, python, "-c", ""), check=False).returncode:
+        raise HostError(f"its Python is {place}, which user {user} cannot run; {cure}")
+
+
+def as_user(user, *argv):
+    """A command as another user, with that user's groups and no more."""
+    # setpriv itself still finds its program by root's rights; what env then runs is found by the user's.
+    return ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "env", *argv)
 
 
 def install_uv(uv, index):
@@ -641,10 +833,13 @@ def install_uv(uv, index):
             source = ["--index-url", index]
             source += ["--trusted-host", host.hostname] if host.scheme == "http" else []
         say(f"uv {uv['version']}: installing")
-        run(
+        run_long(
+            f"uv {uv['version']}",
             *("/usr/bin/python3", "-m", "pip", "install", "--quiet", "--no-deps", "--no-cache-dir"),
-            *("--disable-pip-version-check", "--root-user-action=ignore", "--only-binary=:all:"),
+            *("--disable-pip-version-check", "--only-binary=:all:"),
             *(*source, "--require-hashes", "--target", str(partial), "-r", str(wanted)),
+            # As an option it is unknown to the pip of Ubuntu 22.04, which takes no offence at this.
+            env={"PIP_ROOT_USER_ACTION": "ignore"},
         )
         wanted.unlink()
         partial.rename(folder)
@@ -676,7 +871,7 @@ def weights(request):
     path = pathlib.Path(request["path"])
     if weights_complete(path):
         return
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(request)
     partial.mkdir(parents=True, exist_ok=True)
     expected = hub_files(request)
     total = sum(file["size"] for file in expected.values())
@@ -688,7 +883,7 @@ def weights(request):
         )
     for attempt in range(1, FETCHES + 1):
         download(request, partial, total)
-        bad = [name for name, file in expected.items() if not verified(partial / name, file)]
+        bad = not_verified(request["repository"], partial, expected)
         if not bad:
             break
         for name in bad:
@@ -711,26 +906,29 @@ def weights(request):
     say(f"{request['repository']}: {len(expected)} files verified, {total / 1e9:.2f} GB")
 
 
+def partial_of(weights):
+    """Where a model lies while it is being fetched."""
+    path = pathlib.Path(weights["path"])
+    return path.with_name(f".{path.name}.partial")
+
+
 def hub_files(request):
     """Name to size and hashes of every file of the revision, as the hub states them."""
     url = f"{request['hub']}/api/models/{request['repository']}/revision/{request['revision']}?blobs=true"
     try:
         with open_url(url) as response:
-            siblings = json.load(response)["siblings"]
-    except (OSError, ValueError, KeyError) as error:
+            return dict(map(hub_file, json.load(response)["siblings"]))
+    except (OSError, http.client.HTTPException, *ODD_JSON) as error:
         raise HostError(f"{url}: {reason(error)}") from error
-    expected = {}
-    for file in siblings:
-        name = file["rfilename"]
-        if name.startswith("/") or ".." in name.split("/"):
-            raise HostError(f"{url}: refuses the file name {name!r}")
-        lfs = file.get("lfs") or {}
-        expected[name] = {
-            "size": file["size"],
-            "sha256": lfs.get("sha256"),
-            "blob": None if lfs else file.get("blobId"),
-        }
-    return expected
+
+
+def hub_file(file):
+    """Name of a file, with its size and hashes, as the hub states them. Raises ValueError."""
+    name, lfs = file["rfilename"], file.get("lfs") or {}
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"refuses the file name {name!r}")
+    blob = None if lfs else file.get("blobId")
+    return name, {"size": file["size"], "sha256": lfs.get("sha256"), "blob": blob}
 
 
 def download(request, partial, total):
@@ -780,6 +978,27 @@ def size_of(folder):
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(base, name)).st_size
     return total
+
+
+HASHING_THREADS = min(4, os.cpu_count() or 1)
+"""hashlib lets other threads run, and disks that hold such models outrun one core."""
+
+
+def not_verified(repository, folder, expected):
+    """Names of files that are not as the hub named them, in order; says how far hashing is."""
+    began, total = time.monotonic(), sum(file["size"] for file in expected.values())
+    with concurrent.futures.ThreadPoolExecutor(HASHING_THREADS) as pool:
+        judged = {
+            name: pool.submit(verified, folder / name, file) for name, file in expected.items()
+        }
+        while concurrent.futures.wait(judged.values(), timeout=PROGRESS_EVERY_S).not_done:
+            size = sum(expected[name]["size"] for name, done in judged.items() if done.done())
+            rate = size / (time.monotonic() - began)
+            say(
+                f"{repository}: {size / 1e9:.1f} of {total / 1e9:.1f} GB verified, "
+                f"{rate / 1e6:.0f} MB/s"
+            )
+    return [name for name, done in judged.items() if not done.result()]
 
 
 def verified(path, file):
@@ -835,7 +1054,6 @@ class GateError(HostError):
 
     def __init__(self, step, expected, got):
         super().__init__(f"gate, {step}: expected {expected}, got {got}")
-        self.step, self.expected, self.got = step, expected, got
 
 
 def gate(request):
@@ -850,13 +1068,10 @@ def judge(service, answer):
     """The gate on a service that should be serving now, as data; with or without an answer."""
     try:
         timings = pass_gate(service, ready_timeout_s=5, answer=answer)
-    except GateError as error:
-        return {
-            "name": service["name"],
-            "error": str(error),
-            "step": error.step,
-            "journal": journal(service["unit"]),
-        }
+    except Exception as error:
+        # Whatever a server answers, the others' results must not be lost to it.
+        said = journal(service["unit"])
+        return {"name": service["name"], "error": explained(error), "journal": said}
     return {"name": service["name"], "error": None, **timings}
 
 
@@ -882,7 +1097,7 @@ def pass_gate(service, ready_timeout_s, answer=True, tell=lambda text: None):
             raise GateError(step, f"/health 200 within {ready_timeout_s} s", status or "no answer")
         if time.monotonic() - told > HEARTBEAT_S:
             told = time.monotonic()
-            last = (journal(service["unit"], lines=1) or ["nothing in its journal"])[-1]
+            last = last_line(service["unit"])
             tell(f"{service['name']}: {told - began:.0f} s, not ready yet: {last[:120]}")
         time.sleep(POLL_S)
     check_port(service)
@@ -926,16 +1141,19 @@ def check_port(service):
         raise GateError("port", f"port {service['engine_port']} for {service['unit']}", got)
 
 
+MODELS_TIMEOUT_S = 30
+
+
 def check_model(service):
+    wanted = service["gate"]["model"]
     try:
-        with ask(service, "/v1/models", timeout=30) as response:
-            ids = [model["id"] for model in json.load(response)["data"]]
-    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-        raise GateError(
-            "model", service["gate"]["model"], f"/v1/models: {reason(error)}"
-        ) from error
-    if service["gate"]["model"] not in ids:
-        raise GateError("model", service["gate"]["model"], ", ".join(ids) or "no model")
+        with ask(service, "/v1/models", timeout=MODELS_TIMEOUT_S) as response:
+            document = json.loads(read_until(response, time.monotonic() + MODELS_TIMEOUT_S))
+        ids = [str(model["id"]) for model in document["data"]]
+    except (OSError, http.client.HTTPException, *ODD_JSON) as error:
+        raise GateError("model", wanted, f"/v1/models: {reason(error)}") from error
+    if wanted not in ids:
+        raise GateError("model", wanted, ", ".join(ids) or "no model")
 
 
 def check_answer(service):
@@ -945,21 +1163,24 @@ def check_answer(service):
     timeout = service["gate"]["answer_timeout_s"]
     try:
         with ask(service, "/v1/chat/completions", timeout=timeout, body=body) as response:
-            message = json.loads(read_until(response, time.monotonic() + timeout))["choices"][0][
-                "message"
-            ]
+            text = answered(json.loads(read_until(response, time.monotonic() + timeout)))
     except TimeoutError as error:
         raise GateError("answer", f"{expected} within {timeout} s", "none") from error
     except urllib.error.HTTPError as error:
         got = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
         raise GateError("answer", expected, got) from error
-    except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, *ODD_JSON) as error:
         raise GateError("answer", expected, reason(error)) from error
-    parts = (message.get(key) for key in ("reasoning", "reasoning_content", "content"))
-    text = " ".join(part for part in parts if part)
     if "\N{REPLACEMENT CHARACTER}" in text or not re.search(service["gate"]["expect"], text):
         raise GateError("answer", expected, repr(text[:200]))
     return text
+
+
+def answered(document):
+    """Text of a chat completion, reasoning and all. Raises one of ODD_JSON for another shape."""
+    message = document["choices"][0]["message"]
+    parts = (message.get(key) for key in ("reasoning", "reasoning_content", "content"))
+    return " ".join(part for part in parts if part)
 
 
 def read_until(response, deadline):
@@ -1009,18 +1230,163 @@ def api_key(service):
 ERROR = re.compile(r"\b\w*(?:Error|Exception): |error: |Xid|oom-kill")
 
 
+JOURNAL_ENTRIES = 2000
+"""How far back errors are looked for: a server that ran for months has written gigabytes."""
+JOURNAL_TIMEOUT_S = 30
+
+
 def journal(unit, lines=JOURNAL_LINES):
     """The last lines of the unit's present or last start, led by the errors that came before them.
 
-    A traceback of vLLM's parent process only says that a child failed; the cause is further up.
+    A traceback of vLLM's parent process only says that a child failed; the cause is further up. It
+    explains something else that went wrong, so where it cannot be read it says so and raises nothing.
     """
-    invocation = run("systemctl", "show", "-p", "InvocationID", "--value", unit).stdout.strip()
-    match = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
-    which = match if invocation else ["-u", unit]
-    said = run("journalctl", *which, "-o", "cat", "--no-pager", check=False).stdout.splitlines()
+    try:
+        said = last_entries(unit, JOURNAL_ENTRIES)
+    except (HostError, OSError, subprocess.SubprocessError) as error:
+        return [f"the journal of {unit} cannot be read: {reason(error)}"]
     last = said[-lines:]
     errors = [line for line in said[:-lines] if ERROR.search(line)]
     return [line[:LINE_LENGTH] for line in (*dict.fromkeys(errors[:ERRORS]), *last)]
+
+
+def last_line(unit):
+    """The last line of the unit's journal."""
+    with contextlib.suppress(HostError, OSError, subprocess.SubprocessError):
+        return (last_entries(unit, 1) or ["nothing in its journal"])[-1]
+    return "its journal cannot be read"
+
+
+def last_entries(unit, entries):
+    """Lines of the last entries of the unit's present or last start."""
+    shown = run("systemctl", "show", "-p", "InvocationID", "--value", unit).stdout.strip()
+    match = [f"_SYSTEMD_INVOCATION_ID={shown}", "+", f"INVOCATION_ID={shown}"]
+    which = match if shown else ["-u", unit]
+    wanted = ("journalctl", *which, f"--lines={entries}", "-o", "cat", "--no-pager")
+    return run(*wanted, check=False, timeout=JOURNAL_TIMEOUT_S).stdout.splitlines()
+
+
+# ------------------------------------------------------------------------------------------- due
+
+
+START, JUDGE, RELOAD, MEND = "start", "judge", "reload", "mend"
+
+
+def due(request, units):
+    """What a cut-over has to do here, and why: `services` by name, those that are `gone`, the `proxy`.
+
+    The cut-over itself goes by the same judgement, so no run finds what its cut-over does not put right.
+    """
+    services = {
+        service["name"]: service_due(service, units[service["unit"]])
+        for service in request["services"]
+    }
+    proxy = proxy_due(request["proxy"], units[PROXY_UNIT])
+    return {
+        "services": {name: found[1] for name, found in services.items() if found},
+        "gone": gone(request),
+        "proxy": proxy[1] if proxy else None,
+    }
+
+
+def service_due(service, unit):
+    """What a service lacks of its plan, as `(act, why)`; None where nothing.
+
+    START: its process is not the plan's. JUDGE: it is, and has not passed the gate. MEND: only what
+    systemd reads is not as planned, and the process need not know.
+    """
+    passed = record(service["name"]) or {}
+    why = process_due(unit, service["stamp"], service["unit"], service["unit_sha256"])
+    why = why or argv_due(service["argv"], process_argv(unit["pid"]), passed.get("argv"))
+    if why:
+        return START, why
+    if passed.get("stamp") != service["stamp"]:
+        return JUDGE, "it has not passed the gate"
+    if (DRAINING / service["name"]).exists():
+        return JUDGE, "its public port is out of service"
+    why = unit_due(unit, service["unit"], service["unit_sha256"])
+    return (MEND, why) if why else None
+
+
+def proxy_due(proxy, unit):
+    """What the proxy lacks of its plan, as `(act, why)`; None where nothing. As in service_due; RELOAD:
+    nginx has another configuration than the plan's, or may have."""
+    why = process_due(unit, proxy["unit_stamp"], PROXY_UNIT, proxy["unit_sha256"])
+    if why:
+        return START, why
+    if loaded_configuration() != proxy["stamp"]:
+        return RELOAD, "it has another configuration"
+    if content_hash(PROXY / "nginx.conf") != proxy["sha256"]:
+        return RELOAD, f"{PROXY / 'nginx.conf'} was changed by hand"
+    why = unit_due(unit, PROXY_UNIT, proxy["unit_sha256"])
+    return (MEND, why) if why else None
+
+
+def process_due(unit, stamp, name, sha256):
+    """Why a unit's process must be started anew; None where it need not."""
+    if unit["active"] not in ("active", "reloading"):
+        return f"its unit is {unit['active']}"
+    if unit["stamp"] != stamp:
+        return "its process is not the plan's"
+    # An edit that came later than the process is not in it. One that was there may be: limits, user …
+    if any(changed_at(path) < unit["started_at"] for path in edited(unit, name, sha256)):
+        return "its process was started from files that were changed by hand"
+    return None
+
+
+def argv_due(planned, found, passed):
+    """Why a process with arguments `found` is not the one that was planned, or that `passed` the gate.
+
+    An interpreter may stand before the planned ones. A program that gives itself a title is known by
+    what it was when it passed.
+    """
+    if found[-len(planned) :] == planned or found == passed:
+        return None
+    return "its process has other arguments than the plan's"
+
+
+def unit_due(unit, name, sha256):
+    """Why what systemd knows of a unit must be put right; None where it need not."""
+    files = edited(unit, name, sha256)
+    if files:
+        return f"{files[0]} was changed by hand"
+    if unit["needs_reload"]:
+        return "systemd has not read its files yet"
+    return None if unit["enabled"] else "its unit is not enabled"
+
+
+def edited(unit, name, sha256):
+    """The unit's file where it is not as planned, and drop-ins: the plan has none."""
+    path = UNITS / name
+    differing = [] if content_hash(path) == sha256 else [path]
+    return [*differing, *map(pathlib.Path, unit["drop_ins"])]
+
+
+def content_hash(path):
+    try:
+        return sha256_of(path)
+    except FileNotFoundError:
+        return None
+
+
+def changed_at(path):
+    """When a file was last changed, in seconds of this host's clock; just now if it is gone."""
+    try:
+        return os.stat(path).st_ctime
+    except FileNotFoundError:
+        return time.time()
+
+
+def gone(request):
+    """Services that are on this host and not in the plan, be it only as a unit that never served."""
+    planned = {service["name"] for service in request["services"]}
+    recorded = {path.stem for path in RECORDS.glob("services/*.json")}
+    installed_here = {
+        path.stem.partition("-")[2]
+        for path in UNITS.glob("minimax-*.service")
+        if path.is_file() and path.read_bytes().startswith(WRITTEN_BY_US)
+    }
+    return sorted((recorded | installed_here) - planned)
 
 
 # --------------------------------------------------------------------------------------- cutover
@@ -1030,48 +1396,46 @@ def cutover(request):
     """This host goes from what it runs to what the plan says, or back to what it ran.
 
     All services that change are stopped first (a new one may want the GPUs of an old one), switched,
-    started together and judged. If one fails the gate, every one of them is put back.
+    started together and judged. If one fails the gate, or anything else goes wrong, every one of them
+    is put back.
     """
-    changing = [service for service in request["services"] if service["stamp"] != serving(service)]
-    known = {service["name"] for service in request["services"]}
-    retired = [
-        path.stem for path in (RECORDS / "services").glob("*.json") if path.stem not in known
-    ]
-    before = {name: record(name) for name in [*(s["name"] for s in changing), *retired]}
+    services = {service["name"]: service for service in request["services"]}
+    units = units_state([service["unit"] for service in services.values()])
+    found = {
+        name: service_due(service, units[service["unit"]]) for name, service in services.items()
+    }
+    for name, lacking in found.items():
+        if lacking:
+            say(f"{name}: {lacking[1]}")
+    acts = {name: lacking[0] if lacking else None for name, lacking in found.items()}
+    changing = [services[name] for name, act in acts.items() if act in (START, JUDGE)]
+    starting = [services[name] for name, act in acts.items() if act == START]
+    leaving = gone(request)
+    before = {name: record(name) for name in [*(s["name"] for s in changing), *leaving]}
     proxy_before = read_json(RECORDS / "proxy.json")
-    for service in changing:
+    for service in services.values():
         check_staged(service)
     try:
-        bring_up(changing, retired, request["proxy"])
-    except HostError as error:
-        say(f"{error}")
-        why = str(error).splitlines()[0]
+        install_units(staged_units(s for s in services.values() if s not in starting))
+        timings = bring_up(changing, starting, leaving, request["proxy"])
+        for service in changing:
+            note_serving(service, timings[service["name"]])
+    except Exception as error:
+        say(explained(error))
+        why = explained(error).splitlines()[0]
         try:
-            put_back(request, changing, before, proxy_before)
-        except HostError as second:
+            put_back(changing, before, proxy_before or request["proxy"])
+        except Exception as second:
             raise HostError(
-                f"OUT OF SERVICE: the cut-over failed ({why}), and so did going back: {second}"
+                f"OUT OF SERVICE: the cut-over failed ({why}), and so did going back: "
+                f"{explained(second)}"
             ) from second
         raise HostError(f"the cut-over failed and was undone: {why}") from error
-    for name in retired:
-        (DRAINING / name).unlink(missing_ok=True)
-        (UNITS / f"minimax-{name}.service").unlink(missing_ok=True)
-        (RECORDS / "services" / f"{name}.json").unlink()
+    for name in leaving:
+        remove(name)
+        (RECORDS / "services" / f"{name}.json").unlink(missing_ok=True)
         shutil.rmtree(SERVICES / name, ignore_errors=True)
-    if retired:
-        run("systemctl", "daemon-reload")
-
-
-def serving(service):
-    """The stamp that a service serves under: its process's, when that passed the gate and is public."""
-    unit = unit_state(service["unit"])
-    good = (record(service["name"]) or {}).get("stamp")
-    drained = (DRAINING / service["name"]).exists()
-    return (
-        unit["stamp"]
-        if unit["active"] == "active" and unit["stamp"] == good and not drained
-        else None
-    )
+        say(f"{name}: not in the plan; removed")
 
 
 def record(name):
@@ -1082,66 +1446,92 @@ def staged_unit(name, stamp):
     return SERVICES / name / stamp / "unit.service"
 
 
+def staged_units(services):
+    """Unit to its staged copy."""
+    return {service["unit"]: staged_unit(service["name"], service["stamp"]) for service in services}
+
+
 def check_staged(service):
     if not staged_unit(service["name"], service["stamp"]).is_file():
         raise HostError(f"{service['name']}: {service['stamp']} is not staged on this host")
 
 
-def bring_up(changing, retired, proxy):
-    """Stop, switch, start, judge; records what passed. Raises HostError where one does not."""
-    units = {service["name"]: service["unit"] for service in changing}
-    # One that already runs the right stamp was interrupted while being judged: judging is what it lacks.
-    to_start = [
-        service for service in changing if unit_state(service["unit"])["stamp"] != service["stamp"]
-    ]
-    drain([*(service["name"] for service in changing), *retired])
+def bring_up(changing, starting, leaving, proxy):
+    """Stop, switch, start, judge; what the gate found of each service of `changing`, by name.
+
+    `starting` are those of them that are started anew: one that already runs as planned was
+    interrupted while being judged, and judging is what it lacks. `leaving` are names of services that
+    only stop. Raises HostError where one does not pass.
+    """
+    drain([*(service["name"] for service in changing), *leaving])
     stop(
-        {units[service["name"]]: service["engine_port"] for service in to_start}
-        | {f"minimax-{name}.service": None for name in retired}
+        {service["unit"]: service["engine_port"] for service in starting}
+        | {unit_of(name): None for name in leaving}
     )
-    for service in to_start:
+    for service in starting:
         check_port_free(service)
-        content = staged_unit(service["name"], service["stamp"]).read_bytes()
-        write_atomically(UNITS / service["unit"], content)
+    install_units(staged_units(starting))
     switch_proxy(proxy)
-    if to_start:
-        run("systemctl", "daemon-reload")
-        names = [service["unit"] for service in to_start]
+    if starting:
+        names = [service["unit"] for service in starting]
         run("systemctl", "reset-failed", *names, check=False)
-        run("systemctl", "enable", "--quiet", *names)
         run("systemctl", "start", *names)
-        say(f"started {', '.join(service['name'] for service in to_start)}")
-    with concurrent.futures.ThreadPoolExecutor(max(1, len(changing))) as pool:
-        judged = {
-            service["name"]: pool.submit(
-                pass_gate, service, service["gate"]["ready_timeout_s"], tell=say
-            )
-            for service in changing
-        }
-        failed = None
-        for service in changing:
-            try:
-                timings = judged[service["name"]].result()
-            except HostError as error:
-                tail = "\n".join(f"    {line}" for line in journal(service["unit"]))
-                failed = failed or HostError(f"{service['name']}: {error}\n{tail}")
-                continue
-            say(
-                f"{service['name']} serves: ready after {timings['ready_s']:.1f} s, "
-                f"first answer after {timings['first_answer_s']:.1f} s"
-            )
-            note_serving(service, timings)
-    if failed:
-        raise failed
+        say(f"started {', '.join(service['name'] for service in starting)}")
+    return judge_all(changing)
 
 
-def note_serving(service, timings):
+def install_units(staged):
+    """Units (each with its staged copy) put where systemd reads them, without drop-ins, and enabled."""
+    if not staged:
+        return
+    stale = False
+    for unit, state in units_state(list(staged)).items():
+        stale |= state["needs_reload"] | write_if_other(UNITS / unit, staged[unit].read_bytes())
+        for path in state["drop_ins"]:
+            say(f"{path} is removed: what a unit needs belongs into group data")
+            pathlib.Path(path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                pathlib.Path(path).parent.rmdir()
+            stale = True
+    if stale:
+        run("systemctl", "daemon-reload")
+    run("systemctl", "enable", "--quiet", *staged)
+
+
+def judge_all(services):
+    """Services judged at once, each made public as soon as it passes; what the gate found, by name.
+
+    Raises HostError for the first that fails, with its journal, once all have been judged.
+    """
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(services))) as pool:
+        judged = {service["name"]: pool.submit(pass_and_open, service) for service in services}
+    for service in services:
+        error = judged[service["name"]].exception()
+        if error:
+            tail = "\n".join(f"    {line}" for line in journal(service["unit"]))
+            raise HostError(f"{service['name']}: {explained(error)}\n{tail}") from error
+    return {name: done.result() for name, done in judged.items()}
+
+
+def pass_and_open(service):
+    """The gate, and then the public port; what is to be remembered of it."""
+    found = pass_gate(service, service["gate"]["ready_timeout_s"], tell=say)
+    found["argv"] = process_argv(unit_state(service["unit"])["pid"])
+    (DRAINING / service["name"]).unlink(missing_ok=True)
+    say(
+        f"{service['name']} serves: ready after {found['ready_s']:.1f} s, "
+        f"first answer after {found['first_answer_s']:.1f} s"
+    )
+    return found
+
+
+def note_serving(service, found):
+    """From now on the service is as planned, and what it was before is what it can go back to."""
     old = record(service["name"]) or {}
     previous = old.get("stamp") if old.get("stamp") != service["stamp"] else old.get("previous")
     new = {"stamp": service["stamp"], "unit": service["unit"], "previous": previous}
-    new.update(timings, passed_at=time.time())
+    new.update(found, passed_at=time.time())
     write_atomically(RECORDS / "services" / f"{service['name']}.json", json.dumps(new))
-    (DRAINING / service["name"]).unlink(missing_ok=True)
     for stage in (SERVICES / service["name"]).iterdir():
         if stage.name not in (service["stamp"], previous):
             shutil.rmtree(stage, ignore_errors=True)
@@ -1183,55 +1573,94 @@ def check_port_free(service):
         raise HostError(f"port {service['engine_port']} of {service['name']} is {held_by(holder)}")
 
 
+PROXY_TIMEOUT_S = 15
+
+
 def switch_proxy(proxy):
-    """The proxy's configuration put in place and loaded; remembered only once nginx has it."""
-    state = unit_state(PROXY_UNIT)
-    loaded = (read_json(RECORDS / "proxy.json") or {}).get("stamp")
-    if loaded == proxy["stamp"] and state["active"] == "active":
+    """The proxy's unit and configuration put in place; remembered only once nginx answers by it."""
+    found = proxy_due(proxy, unit_state(PROXY_UNIT))
+    if found is None:
         return
-    config = (PROXY / f"{proxy['stamp']}.conf").read_text()
+    act, why = found
+    say(f"proxy: {why}")
+    staged = PROXY / f"{proxy['stamp']}.conf"
     # The test makes nginx's temporary folders, in the folder that the running unit has.
-    pathlib.Path("/run/minimax-proxy").mkdir(exist_ok=True)
-    run("nginx", "-t", "-q", "-c", str(PROXY / f"{proxy['stamp']}.conf"))
-    write_atomically(PROXY / "nginx.conf", config)
-    run("systemctl", "daemon-reload")
-    run("systemctl", "enable", "--quiet", PROXY_UNIT)
-    run("systemctl", "reload-or-restart", PROXY_UNIT)
-    state = unit_state(PROXY_UNIT)
-    if state["active"] != "active":
-        raise HostError(f"{PROXY_UNIT} does not run:\n" + "\n".join(journal(PROXY_UNIT)))
-    write_atomically(RECORDS / "proxy.json", json.dumps({"stamp": proxy["stamp"]}))
+    PROXY_RUN.mkdir(exist_ok=True)
+    run("nginx", "-t", "-q", "-c", str(staged))
+    write_if_other(PROXY / "nginx.conf", staged.read_bytes())
+    install_units({PROXY_UNIT: PROXY / f"{proxy['unit_stamp']}.service"})
+    if act == START:
+        run("systemctl", "reset-failed", PROXY_UNIT, check=False)
+        run("systemctl", "restart", PROXY_UNIT, check=False)
+    elif act == RELOAD:
+        run("systemctl", "reload", PROXY_UNIT, check=False)
+    await_configuration(proxy["stamp"])
+    write_if_other(RECORDS / "proxy.json", json.dumps(proxy).encode())
 
 
-def put_back(request, changing, before, proxy_before):
-    """What served before the cut-over serves again, gate included. Raises HostError if it cannot."""
+def await_configuration(stamp):
+    """nginx keeps its old configuration, without a word to whoever reloads it, when it cannot have all
+    of the new one, for example a port. Raises HostError with what its journal says."""
+    deadline = time.monotonic() + PROXY_TIMEOUT_S
+    while loaded_configuration() != stamp:
+        if time.monotonic() > deadline:
+            tail = "\n".join(journal(PROXY_UNIT))
+            raise HostError(f"{PROXY_UNIT} does not take its configuration {stamp}:\n{tail}")
+        time.sleep(0.1)
+
+
+def loaded_configuration():
+    """Stamp of the configuration by which nginx answers now; None where it does not answer."""
+    answer = b""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1)
+        connection.connect(str(PROXY_RUN / "stamp.sock"))
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        while part := connection.recv(4096):
+            answer += part
+    return answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip() or None
+
+
+def put_back(changing, before, proxy):
+    """What served before the cut-over serves again, gate included. Raises HostError if it cannot.
+
+    `before` has the records of all services that were touched, None for one that never passed.
+    """
     say("putting this host back")
+    # One that passed has been made public meanwhile.
+    drain(before)
     stop({service["unit"]: service["engine_port"] for service in changing})
-    services = {service["name"]: service for service in changing}
-    old = []
+    old, lost = [], []
     for name, last in before.items():
         if last is None:
-            run("systemctl", "disable", "--quiet", services[name]["unit"], check=False)
-            (UNITS / services[name]["unit"]).unlink(missing_ok=True)
-            (DRAINING / name).unlink(missing_ok=True)
+            remove(name)
             say(f"{name}: nothing served here before; left stopped")
-            continue
-        if not staged_unit(name, last["stamp"]).is_file():
-            raise HostError(
-                f"{name}: {last['stamp']}, which served before, is gone; it stays stopped"
-            )
-        old.append(last_service(name, last))
-    run("systemctl", "daemon-reload")
-    # note_serving has written the new stamp where a sibling service passed; the old ones count again.
+        elif staged_unit(name, last["stamp"]).is_file():
+            old.append(last_service(name, last))
+        else:
+            lost.append(f"{name}: {last['stamp']}, which served before, is gone; it stays stopped")
+    bring_up(old, old, [], proxy)
+    for service in old:
+        say(f"{service['name']} was put back and serves {service['stamp']} again")
+    # Where some services passed and were noted before the failure, their old records count again.
     for name, last in before.items():
         path = RECORDS / "services" / f"{name}.json"
         if last is None:
             path.unlink(missing_ok=True)
         else:
-            write_atomically(path, json.dumps(last))
-    bring_up(old, [], proxy_before or request["proxy"])
-    for service in old:
-        say(f"{service['name']} was put back and serves {service['stamp']} again")
+            write_if_other(path, json.dumps(last).encode())
+    if lost:
+        raise HostError("; ".join(lost))
+
+
+def remove(name):
+    """A stopped service's unit, and what holds its public port."""
+    unit = unit_of(name)
+    run("systemctl", "disable", "--quiet", unit, check=False)
+    (UNITS / unit).unlink(missing_ok=True)
+    shutil.rmtree(UNITS / f"{unit}.d", ignore_errors=True)
+    (DRAINING / name).unlink(missing_ok=True)
+    run("systemctl", "daemon-reload")
 
 
 def last_service(name, last):
@@ -1252,6 +1681,14 @@ LONG = {
 }
 EXCLUSIVE = ("packages", "driver", "cutover")
 """Verbs of which only one can sensibly run at a time on a host."""
+AFTERWARDS = {"cutover": ("/bin/rm", "-rf", str(DRAINING))}
+"""What systemd does when a job has ended, be it killed: a service that somebody then starts by hand is
+public, as after a reboot, and not kept out by a cut-over that is no more."""
+OUTSIDE = (
+    *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "NETRC"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+)
+"""Variables of a login session by which the outside world is reached; a unit has none of them."""
 
 
 def job(verb, request):
@@ -1273,14 +1710,24 @@ def job(verb, request):
         else:
             code.unlink(missing_ok=True)
             write_atomically(log, "")
-            write_atomically(JOBS / f"{unit}.json", text, 0o600)
+            # In a file, and not in the unit: an address of a proxy may have a password in it.
+            told = {"request": request, "environment": environment_outside()}
+            write_atomically(JOBS / f"{unit}.json", json.dumps(told), 0o600)
+            afterwards = AFTERWARDS.get(verb, ())
+            post = [f"--property=ExecStopPost={' '.join(afterwards)}"] if afterwards else []
             run(
                 *("systemd-run", "--quiet", "--collect", f"--unit={unit}", "--no-block"),
                 *("--property=KillMode=mixed", f"--property=StandardOutput=append:{log}"),
                 *(f"--property=StandardError=append:{log}", "--setenv=PYTHONUNBUFFERED=1"),
-                *("/usr/bin/python3", os.path.abspath(__file__), "run", verb, unit),
+                *(*post, "/usr/bin/python3", os.path.abspath(__file__), "run", verb, unit),
             )
     return follow(unit, log, code)
+
+
+def environment_outside():
+    """What this session has of OUTSIDE, so that a job reaches what preflight has reached."""
+    names = {*OUTSIDE, *map(str.upper, OUTSIDE)}
+    return {name: os.environ[name] for name in sorted(names) if name in os.environ}
 
 
 def wait_for_others(verb, unit):
@@ -1306,7 +1753,7 @@ def is_running(unit):
 
 def follow(unit, log, code):
     """Passes the job's lines on until it has ended; its exit code."""
-    with open(log) as stream:
+    with open(log, encoding="utf-8", errors="replace") as stream:
         looked = time.monotonic()
         while True:
             ended = code.exists()
@@ -1328,10 +1775,12 @@ def run_job(verb, unit):
     """The inside of a job's unit."""
     status = 1
     try:
-        LONG[verb](json.loads((JOBS / f"{unit}.json").read_text()))
+        told = json.loads((JOBS / f"{unit}.json").read_text())
+        os.environ.update(told["environment"])
+        LONG[verb](told["request"])
         status = 0
-    except HostError as error:
-        say(f"{error}")
+    except Exception as error:
+        say(explained(error))
     finally:
         (JOBS / f"{unit}.json").unlink(missing_ok=True)
         write_atomically(JOBS / f"{unit}.exit", str(status))
@@ -1339,6 +1788,8 @@ def run_job(verb, unit):
 
 
 def main(argv):
+    # A hardened session's would keep nginx from seeing what drains, and apt from its keyrings.
+    os.umask(0o022)
     if argv[:1] == ["run"] and len(argv) == 3 and argv[1] in LONG:  # noqa: PLR2004
         return run_job(argv[1], argv[2])
     quick = {"probe": probe, "files": files, "gate": gate}
@@ -1347,13 +1798,13 @@ def main(argv):
     if not (is_quick or is_job):
         print(__doc__, file=sys.stderr)
         return 2
-    request = json.load(sys.stdin)
     try:
+        request = json.load(sys.stdin)
         if argv[0] == "job":
             return job(argv[1], request)
         answer = quick[argv[0]](request)
-    except HostError as error:
-        print(error, file=sys.stderr)
+    except Exception as error:
+        print(explained(error), file=sys.stderr)
         return 1
     if answer is not None:
         json.dump(answer, sys.stdout)
@@ -1363,4 +1814,7 @@ def main(argv):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever a session's locale can show, a line that it cannot must not end the work.
+        stream.reconfigure(encoding="utf-8", errors="replace")
     sys.exit(main(sys.argv[1:]))

@@ -3,14 +3,14 @@
 from pyinfra.api import deploy
 
 from fleet import facts, ops
-from fleet.compare import files_to_write, packages_differ
+from fleet.compare import files_to_write
+from fleet.preflight import driver_incomplete, driver_runs
 
 
 @deploy("driver")
 def install() -> None:
     """Install driver, fabric manager and persistence daemon at one version, and hold them there."""
     plan, state = facts.plan(), facts.seen().state
-    request = plan.driver_request(state["os"])
     ops.files(
         name="Driver packages are pinned, and nvidia-uvm is loaded at boot",
         files=files_to_write(plan.driver_files(state["os"]), state),
@@ -18,6 +18,6 @@ def install() -> None:
     ops.job(
         name="The NVIDIA driver is installed, held and running",
         verb="driver",
-        request=request,
-        needed=packages_differ(request["packages"], state),
+        request=plan.driver_request(state["os"]),
+        needed=driver_incomplete(plan, state) or not driver_runs(plan, state),
     )

@@ -33,3 +33,4 @@ def cut_over() -> None:
             needed=must_cut_over(plan, state),
             _if=partial(in_wave, number),
         )
+    ops.confirm(name="Nothing differs from the plan any more", needed=must_cut_over(plan, state))

@@ -4,14 +4,13 @@ from pyinfra.api import deploy
 
 from fleet import facts, ops
 from fleet.compare import files_to_write, packages_differ, system_differs
+from fleet.plan import NGINX_UNIT
 
 APPLY = (
     ("systemd-sysusers", "/etc/sysusers.d/minimax.conf"),
     ("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/minimax.conf"),
     ("sysctl", "--quiet", "--load", "/etc/sysctl.d/60-minimax.conf"),
 )
-# Debian starts a freshly installed nginx on port 80; ours is a unit of its own.
-NGINX = "nginx.service"
 
 
 @deploy("system")
@@ -24,10 +23,11 @@ def install() -> None:
         then=APPLY,
         always=system_differs(plan, state),
     )
-    fresh_nginx = state["packages"].get("nginx-light") is None
+    # Whoever has an nginx already may serve with it; a fresh one would take port 80.
+    fresh_nginx = not state["units"][NGINX_UNIT]["loaded"]
     ops.job(
         name="Distribution packages are installed",
         verb="packages",
-        request={"packages": plan.base_packages, "mask": [NGINX] if fresh_nginx else []},
+        request={"packages": plan.base_packages, "mask": [NGINX_UNIT] if fresh_nginx else []},
         needed=packages_differ(plan.base_packages, state),
     )

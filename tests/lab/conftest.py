@@ -6,27 +6,36 @@ fixture sees to. That costs nothing where the test changed nothing.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lab import hosts
+from lab import LabError, hosts
+from lab.demo import wait_for_servers
+from tests.lab import progress
 from tests.lab.site import Site
 
 H20 = ("h20-01", "h20-02", "h20-03")
 CPU = "cpu-01"
 
 
-def _say(line: str) -> None:
-    print(f"lab: {line}", file=sys.__stderr__, flush=True)
+def pytest_configure(config: pytest.Config) -> None:
+    progress.use(config)
+
+
+def pytest_runtest_logstart(nodeid: str, location: tuple[str, int | None, str]) -> None:
+    if location[0].startswith("tests/lab/"):
+        progress.say(f"{Path(location[0]).stem}: {location[2]}")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def lab_is_up() -> None:
     """Three simulated 8-GPU hosts and the one with the real vLLM; they stay up afterwards."""
-    hosts.up(len(H20), progress=_say)
+    try:
+        hosts.up(len(H20), progress=progress.say)
+    except LabError as error:
+        pytest.exit(f"lab: {error}", returncode=1)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +44,7 @@ def served(lab_is_up: None, tmp_path_factory: pytest.TempPathFactory) -> Site:
     site = Site(tmp_path_factory.mktemp("shipped"))
     for host in (*H20, CPU):
         hosts.behave(host)
-    _say("rolling out the shipped site")
+    wait_for_servers(site.plans(), progress.say)
     site.roll_out_well()
     return site
 

@@ -18,6 +18,7 @@ from typing import Any
 from fleet.inventory import Site as Plans
 from fleet.inventory import load
 from lab import hosts as lab
+from tests.lab import progress
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("config.py", "deploy.py", "tasks", "templates", "files", "fleet", "lab", ".lab")
@@ -65,6 +66,11 @@ class Site:
     def write(self, group: str, text: str) -> None:
         (self.folder / "group_data" / f"{group}.py").write_text(text)
 
+    def append(self, group: str, line: str) -> None:
+        """Add a line to a group's data."""
+        file = self.folder / "group_data" / f"{group}.py"
+        file.write_text(f"{file.read_text()}{line}\n")
+
     def edit(self, group: str, pattern: str, replacement: str) -> None:
         """Replace every match of a regular expression in a group's data; there must be one."""
         file = self.folder / "group_data" / f"{group}.py"
@@ -81,6 +87,7 @@ class Site:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """pyinfra, started and not waited for; its output comes through one pipe."""
+        progress.say(f"pyinfra {' '.join(arguments)}")
         return subprocess.Popen(
             [PYINFRA, *arguments],
             cwd=self.folder,
@@ -93,6 +100,7 @@ class Site:
 
     def pyinfra(self, *arguments: str) -> Run:
         """`pyinfra …` to its end."""
+        progress.say(f"pyinfra {' '.join(arguments)}")
         began = time.monotonic()
         done = subprocess.run(
             [PYINFRA, *arguments],
@@ -158,6 +166,13 @@ def argv_of(host: str, pid: int) -> list[str]:
     import base64
 
     return base64.b64decode(raw).decode().split("\0")[:-1]
+
+
+def written(host: str) -> str:
+    """Every file of the host that a roll-out could write, with size, owner, mode and time."""
+    places = "/etc /opt /usr/local /var/lib/minimax /var/lib/minimax-fleet /var/lib/apt"
+    look = f"find {places} -xdev -path /etc/lab -prune -o -printf '%p %y %s %u %m %T@\\n'"
+    return lab.ssh(host, f"{look} 2>/dev/null | sort").stdout
 
 
 def unit_text(host: str, unit: str) -> str:

@@ -10,11 +10,13 @@ import requests
 
 from lab import hosts as lab
 from lab import topology
+from lab.hardware import Mode, Rule
 from tests.lab.conftest import H20
 from tests.lab.site import Site, main_pids, wait_for
 
 # A version that no other test installs.
 RARE = "0.30.0"
+NEXT = "0.33.1"
 
 KILL_AT = (
     "Starting operation: preflight",
@@ -40,6 +42,56 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(site: Site, point: str) -
 
     assert site.roll_out_well("--limit", host).changed == 0
     assert converged(site, host)
+
+
+HEALTH = ("-y", "inventories/lab.py", "tasks.health.check")
+UPGRADE_KILL_AT = (
+    "Starting operation: service",
+    "draining and stopping",
+    "started m25-a",
+    "putting this host back",
+)
+
+
+@pytest.fixture(scope="module")
+def upgraded(served: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site whose host is upgraded again and again, and left so by each test for the next."""
+    site = Site(tmp_path_factory.mktemp("upgraded"))
+    site.set_in_services("h20", '"gate": {"ready_timeout_s": 25, "answer_timeout_s": 6}')
+    site.set_in_services("h20", '"max_model_len": 100000')
+    yield site
+    lab.behave(H20[0])
+    served.roll_out_well("--limit", H20[0])
+
+
+@pytest.mark.parametrize("point", UPGRADE_KILL_AT)
+def test_an_upgrade_killed_anywhere_leaves_one_that_serves_and_is_finished_by_the_next(
+    upgraded: Site, point: str
+) -> None:
+    host = H20[0]
+    length = 100000 + UPGRADE_KILL_AT.index(point) + 1
+    upgraded.edit("h20", r'"max_model_len": \d+', f'"max_model_len": {length}')
+    if point == "putting this host back":
+        lab.misbehave(host, Rule(Mode.DIE_LOADING, version=NEXT))
+        upgraded.edit("h20", r'"version": "0.33.0"', f'"version": "{NEXT}"')
+
+    upgraded.kill_when(point, "--limit", host)
+    lab.behave(host)
+    # What was begun on the host goes on there: it ends with the old or the new, and either serves.
+    wait_for(lambda: not jobs(host), 90, "the host finishes what it had begun")
+    answered = upgraded.pyinfra(*HEALTH, "--limit", host)
+    assert answered.exit_code == 0, answered.output
+
+    upgraded.roll_out_well("--limit", host)
+
+    assert upgraded.roll_out_well("--limit", host).changed == 0
+    assert converged(upgraded, host)
+
+
+def jobs(host: str) -> list[str]:
+    """Long verbs that are under way."""
+    listed = lab.ssh(host, "systemctl list-units --plain --no-legend 'minimax-job-*'", check=True)
+    return listed.stdout.splitlines()
 
 
 def converged(site: Site, host: str) -> bool:
@@ -102,7 +154,7 @@ def built_at(host: str, release: str) -> float:
 
 def wait_until_it_serves(site: Site, host: str) -> None:
     """Waits for the gate, from the control machine, as after any start of a host."""
-    health = ("-y", "inventories/lab.py", "tasks.health.check", "--limit", host)
+    health = (*HEALTH, "--limit", host)
     wait_for(lambda: site.pyinfra(*health).exit_code == 0, 60, f"{host} serves again")
 
 
@@ -123,3 +175,19 @@ def test_power_loss_is_like_a_reboot(served: Site) -> None:
 
     wait_until_it_serves(served, host)
     assert served.roll_out_well("--limit", host).changed == 0
+
+
+def test_a_python_that_services_cannot_read_is_refused_and_what_serves_goes_on(
+    gpu_site: Site,
+) -> None:
+    host = H20[0]
+    before = main_pids(host)
+    lab.ssh(host, "cp /usr/bin/python3 /root/python3", check=True)
+    gpu_site.edit("h20", r'"version": "0.33.0"', '"version": "0.33.0", "python": "/root/python3"')
+
+    run = gpu_site.roll_out("--limit", host)
+    lab.ssh(host, "rm /root/python3", check=True)
+
+    assert run.exit_code == 1
+    assert "its Python is /root/python3, where no service may look" in run.output
+    assert main_pids(host) == before

@@ -132,10 +132,15 @@ def test_garbled_answers_fail_the_gate(gpu_site: Site) -> None:
 def test_health_check_names_a_service_that_hangs_with_its_journal(gpu_site: Site) -> None:
     gpu_site.roll_out_well("--limit", "h20")
     lab.misbehave(H20[1], Rule(Mode.HANG))
+    # Something that only this service's journal can say: which process of which start it is.
+    pid = main_pids(H20[1])["minimax-m25-a.service"]
 
     run = gpu_site.pyinfra("-y", "inventories/lab.py", "tasks.health.check", "--limit", "h20")
 
     assert run.exit_code == 1
+    journal = lab.ssh(H20[1], f"journalctl _PID={pid} -o cat -n 1", check=True).stdout.strip()
+    assert journal
+    assert f"    {journal}" in run.output
     assert "[h20-02] m25-a: http://10.86.1.2:8000/v1/chat/completions: expected" in run.output
     assert "within 6 s, got none" in run.output
 
@@ -162,3 +167,28 @@ def test_nothing_that_is_accepted_is_lost_while_a_service_is_exchanged(gpu_site:
     # 503 is the proxy's word while the service is out; a 500 or 502 would be an accepted request lost.
     assert set(statuses) == {200, 503}
     assert statuses[0] == statuses[-1] == 200
+
+
+def test_a_service_that_left_the_plan_is_retired_and_its_neighbour_serves_on(
+    gpu_site: Site,
+) -> None:
+    host = H20[0]
+    gpu_site.roll_out_well("--limit", host)
+    before = main_pids(host)
+    second = gpu_site.plans().plans[host].services[1]
+    gpu_site.append("h20", "services = services[:1]")
+
+    gpu_site.roll_out_well("--limit", host)
+
+    after = main_pids(host)
+    assert after["minimax-m25-a.service"] == before["minimax-m25-a.service"]
+    assert second.unit not in after
+    left = f"ls -d /etc/systemd/system/{second.unit} /etc/systemd/system/*.wants/{second.unit} "
+    left += (
+        f"/etc/minimax/services/{second.name} /var/lib/minimax-fleet/services/{second.name}.json"
+    )
+    assert lab.ssh(host, left).stdout == ""
+    listening = lab.ssh(host, "ss --listening --tcp --numeric --no-header", check=True).stdout
+    assert f":{second.port} " not in listening
+    assert f":{second.engine_port} " not in listening
+    assert gpu_site.roll_out_well("--limit", host).changed == 0

@@ -19,7 +19,6 @@ from fleet.plan import PROXY_UNIT, USER
 from tests.unit.state import SYSTEM, converged, plan_of, service
 
 PLAN = plan_of(service(), service(name="other", port=8001, gpus=[4, 5, 6, 7]))
-UNIT = PLAN.services[0].unit
 Change = Callable[[dict[str, Any]], Any]
 
 
@@ -29,7 +28,7 @@ def test_a_converged_host_differs_in_nothing() -> None:
     assert files_to_write((*PLAN.system_files, *PLAN.staged_files), seen) == []
     assert not system_differs(PLAN, seen)
     assert not packages_differ(PLAN.packages("debian-12"), seen)
-    assert stale_services(PLAN, seen) == []
+    assert stale_services(PLAN, seen) == {}
     assert not must_cut_over(PLAN, seen)
 
 
@@ -77,54 +76,54 @@ def test_a_driver_package_that_differs(state: dict[str, Any] | None) -> None:
     assert packages_differ(PLAN.driver_request(SYSTEM)["packages"], seen)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda seen: seen["units"][UNIT].update(stamp="of-another-plan"),
-        lambda seen: seen["units"][UNIT].update(active="failed", stamp=None, pid=0),
-        lambda seen: seen["units"][UNIT].update(active="activating"),
-        lambda seen: seen["units"][UNIT].update(enabled=False),
-        lambda seen: seen["draining"].append("m25"),
-        lambda seen: seen["records"].pop("m25"),
-        lambda seen: seen["records"]["m25"].update(stamp="of-another-plan"),
-    ],
-    ids=[
-        "other process",
-        "failed",
-        "starting",
-        "not enabled",
-        "out of service",
-        "never passed",
-        "passed as another",
-    ],
-)
-def test_what_runs_counts_and_not_what_is_written(change: Change) -> None:
+def test_what_the_host_says_is_due_puts_it_into_a_wave() -> None:
     seen = converged(PLAN)
-    change(seen)
+    seen["due"]["services"] = {"other": "its unit is failed"}
 
-    assert stale_services(PLAN, seen) == ["m25"]
+    assert stale_services(PLAN, seen) == {"other": "its unit is failed"}
     assert must_cut_over(PLAN, seen)
 
 
-def test_a_service_that_left_the_plan_is_retired() -> None:
+def test_a_service_that_left_the_plan_is_named_after_those_of_the_plan() -> None:
     seen = converged(PLAN)
-    seen["records"]["gone"] = {"stamp": "x"}
+    seen["due"].update(services={"m25": "its unit is not enabled"}, gone=["gone"])
 
-    assert stale_services(PLAN, seen) == ["gone"]
+    assert list(stale_services(PLAN, seen)) == ["m25", "gone"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda seen: seen.update(proxy=None),
-        lambda seen: seen.update(proxy={"stamp": "older"}),
-        lambda seen: seen["units"][PROXY_UNIT].update(active="inactive"),
-    ],
-    ids=["never loaded", "another configuration", "stopped"],
-)
-def test_a_proxy_that_differs_puts_the_host_into_a_wave(change: Change) -> None:
+def test_a_proxy_that_differs_puts_the_host_into_a_wave() -> None:
     seen = converged(PLAN)
-    change(seen)
+    seen["due"]["proxy"] = "it has another configuration"
 
-    assert proxy_is_stale(PLAN, seen)
+    assert stale_services(PLAN, seen) == {}
+    assert proxy_is_stale(seen)
     assert must_cut_over(PLAN, seen)
+
+
+def test_the_host_is_told_what_it_judges_itself_by() -> None:
+    """Hashes of what systemd and nginx read, the process's arguments and the stamps: see `due`."""
+    asked = PLAN.question()["cutover"]
+    files = {file.path: file for file in PLAN.installed_files}
+
+    for told, unit in zip(asked["services"], PLAN.services, strict=True):
+        installed = files[f"/etc/systemd/system/{unit.unit}"]
+        assert told["unit_sha256"] == installed.sha256
+        assert told["argv"] == list(unit.argv)
+        assert f"FLEET_STAMP={told['stamp']}\n" in installed.content
+        assert installed.content.startswith("# Written by minimax-fleet for ")
+    proxy, config = asked["proxy"], files["/etc/minimax/proxy/nginx.conf"]
+    unit_file = files[f"/etc/systemd/system/{PROXY_UNIT}"]
+    assert (proxy["sha256"], proxy["unit_sha256"]) == (config.sha256, unit_file.sha256)
+    assert f'return 200 "{proxy["stamp"]}\\n"' in config.content
+    assert f"FLEET_STAMP={proxy['unit_stamp']};" in unit_file.content
+
+
+def test_what_a_cut_over_installs_is_staged_under_the_names_that_it_is_told() -> None:
+    staged = {file.path: file.content for file in PLAN.staged_files}
+    config, unit = PLAN.proxy_files
+    asked = PLAN.cutover_request()["proxy"]
+
+    assert staged[f"/etc/minimax/proxy/{asked['stamp']}.conf"] == config.content
+    assert staged[f"/etc/minimax/proxy/{asked['unit_stamp']}.service"] == unit.content
+    for planned in PLAN.services:
+        assert staged[f"{planned.stage_dir}/unit.service"] == planned.unit_text

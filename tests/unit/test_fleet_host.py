@@ -162,6 +162,7 @@ def test_who_listens_on_a_port_is_found(program: ModuleType) -> None:
 
 ANSWER = {"choices": [{"message": {"content": "The Los Angeles Dodgers."}}]}
 MODELS = {"data": [{"id": "MiniMaxAI/MiniMax-M2.5"}]}
+ODD_ANSWER = "answer: expected .*, got an answer of another shape"
 Reply = Callable[[BaseHTTPRequestHandler], None]
 
 
@@ -189,7 +190,7 @@ class Server:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.http.server_address[1]
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
 
 def say(document: object, status: int = 200) -> Reply:
@@ -243,6 +244,7 @@ def service(program: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
         program, "ports_state", lambda ports: {str(port): dict(holder) for port in ports}
     )
     monkeypatch.setattr(program, "journal", lambda unit, lines=1: ["last line"])
+    monkeypatch.setattr(program, "MODELS_TIMEOUT_S", 1)
     return {
         "name": "m25",
         "unit": unit,
@@ -272,7 +274,16 @@ def test_a_service_that_serves_passes(program: ModuleType, service: dict[str, An
         ("/v1/chat/completions", hang, "answer: expected .* within 1 s, got none"),
         ("/v1/chat/completions", trickle, "answer: expected .* within 1 s, got none"),
         ("/v1/chat/completions", say({"error": "no"}, 500), "got HTTP 500"),
-        ("/v1/chat/completions", say({}), "answer: expected .*, got 'choices'"),
+        ("/v1/models", say({"data": None}), "model: .* got /v1/models: an answer of another shape"),
+        ("/v1/models", say([]), "model: .* got /v1/models: an answer of another shape"),
+        ("/v1/models", say({"data": ["MiniMax"]}), "model: .* an answer of another shape"),
+        ("/v1/models", trickle, "model: expected .*, got /v1/models: TimeoutError"),
+        ("/v1/chat/completions", say({}), ODD_ANSWER),
+        ("/v1/chat/completions", say([]), ODD_ANSWER),
+        ("/v1/chat/completions", say({"choices": None}), ODD_ANSWER),
+        ("/v1/chat/completions", say({"choices": {}}), ODD_ANSWER),
+        ("/v1/chat/completions", say({"choices": [{"message": None}]}), ODD_ANSWER),
+        ("/v1/chat/completions", say({"choices": [{"message": {"content": [{}]}}]}), ODD_ANSWER),
         (
             "/v1/chat/completions",
             say({"choices": [{"message": {"content": "Dodgers \N{REPLACEMENT CHARACTER}"}}]}),
@@ -284,7 +295,6 @@ def test_a_service_that_serves_passes(program: ModuleType, service: dict[str, An
             "got 'the the the'",
         ),
     ],
-    ids=["unhealthy", "other model", "hangs", "trickles", "error", "no choice", "garbled", "wrong"],
 )
 def test_each_step_of_the_gate_can_fail(
     program: ModuleType,
@@ -366,3 +376,131 @@ def test_the_api_key_is_read_as_systemd_reads_it(
     (folder / "secrets.env").write_text(environment_file({"VLLM_API_KEY": key}))
 
     assert program.api_key(service) == key
+
+
+def test_what_nobody_foresaw_is_told_of_its_service_and_of_no_other(
+    program: ModuleType, service: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {**service, "name": "broken", "gate": {}}
+
+    results = program.gate({"services": [broken, service], "answer": True})
+
+    assert results[0]["journal"] == ["last line"]
+    assert "\n" not in results[0]["error"]
+    assert results[1]["error"] is None
+
+
+# The journal, played by a journalctl that says what a test wants.
+
+
+@pytest.fixture
+def journalctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], Path]:
+    """Puts a journalctl with this to say on the PATH; gives the file with its arguments."""
+
+    def make(said: bytes) -> Path:
+        (tmp_path / "said").write_bytes(said)
+        for name, text in (
+            ("systemctl", "#!/bin/sh\necho invocation\n"),
+            ("journalctl", f'#!/bin/sh\necho "$@" >{tmp_path}/asked\ncat {tmp_path}/said\n'),
+        ):
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return tmp_path / "asked"
+
+    return make
+
+
+def test_only_the_end_of_a_journal_is_read(
+    program: ModuleType, journalctl: Callable[[bytes], Path]
+) -> None:
+    asked = journalctl(b"RuntimeError: the cause\n" + b"a line\n" * 30)
+
+    said = program.journal("minimax-m25.service")
+
+    assert said[0] == "RuntimeError: the cause"
+    assert len(said) == program.JOURNAL_LINES + 1
+    assert "--lines=2000" in asked.read_text()
+    assert program.last_line("minimax-m25.service") == "a line"
+    assert "--lines=1 " in asked.read_text()
+
+
+def test_a_broken_byte_in_a_journal_is_no_error(
+    program: ModuleType, journalctl: Callable[[bytes], Path]
+) -> None:
+    journalctl(b"broken: \xff\n")
+
+    assert program.journal("minimax-m25.service") == ["broken: \N{REPLACEMENT CHARACTER}"]
+
+
+def test_a_journal_that_cannot_be_read_hides_nothing_else(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    (line,) = program.journal("minimax-m25.service")
+
+    assert line.startswith("the journal of minimax-m25.service cannot be read: ")
+    assert program.last_line("minimax-m25.service") == "its journal cannot be read"
+
+
+# What a session brings along.
+
+
+def call(verb: str, request: dict[str, Any], umask: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", f"umask {umask} && exec {sys.executable} {PROGRAM} {verb}"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_hardened_sessions_umask_closes_nothing_to_others(tmp_path: Path) -> None:
+    file = {"path": str(tmp_path / "etc" / "keyrings" / "key.asc"), "content": "", "mode": "644"}
+
+    done = call("files", {"files": [file], "then": []}, umask="077")
+
+    assert done.returncode == 0, done.stderr
+    for made in (tmp_path / "etc", tmp_path / "etc" / "keyrings"):
+        assert made.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_nobody_foresaw_is_one_line() -> None:
+    done = call("files", {"files": None}, umask="022")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "TypeError: 'NoneType' object is not iterable (fleet_host.py, files"
+    )
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_an_interrupted_download_left_is_counted(
+    program: ModuleType, server: Server, tmp_path: Path
+) -> None:
+    partial = tmp_path / ".abc.partial" / "sub"
+    partial.mkdir(parents=True)
+    (partial / "shard").write_bytes(b"x" * 700)
+    siblings = [{"rfilename": "a", "size": 900}, {"rfilename": "b", "size": None}]
+    server.paths["/api/models/a/b/revision/abc?blobs=true"] = say({"siblings": siblings})
+    weights = {"path": str(tmp_path / "abc"), "repository": "a/b", "revision": "abc"}
+
+    assert program.hub_bytes(f"http://127.0.0.1:{server.port}", weights) == {
+        "bytes": 900,
+        "fetched_bytes": 700,
+    }
+
+
+@pytest.mark.parametrize("document", [[], {"siblings": None}, {"siblings": ["a"]}])
+def test_an_odd_answer_of_the_hub_is_told(
+    program: ModuleType, server: Server, tmp_path: Path, document: object
+) -> None:
+    server.paths["/api/models/a/b/revision/abc?blobs=true"] = say(document)
+    hub = f"http://127.0.0.1:{server.port}"
+    weights = {"path": str(tmp_path / "abc"), "repository": "a/b", "revision": "abc", "hub": hub}
+
+    assert "an answer of another shape" in program.hub_bytes(hub, weights)["error"]
+    with pytest.raises(program.HostError, match="an answer of another shape"):
+        program.hub_files(weights)
