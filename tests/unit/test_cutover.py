@@ -6,7 +6,6 @@ systemd and nginx are played by `Machine`; the program is the real one, its file
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -18,7 +17,6 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "files" / "fleet_host.py"
 OLD, NEW = "0" * 12, "1" * 12
 HOUR_S = 3600
 
@@ -188,17 +186,6 @@ NOTHING: dict[str, Any] = {"services": {}, "gone": [], "proxy": None}
 
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@pytest.fixture
-def program() -> ModuleType:
-    """A fresh copy of the program as a module."""
-    spec = importlib.util.spec_from_file_location("fleet_host", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 import socket
 import subprocess
@@ -19,18 +18,7 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "files" / "fleet_host.py"
-
-
-@pytest.fixture
-def program() -> ModuleType:
-    """A fresh copy of the program as a module."""
-    spec = importlib.util.spec_from_file_location("fleet_host", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.unit.conftest import PROGRAM
 
 
 def test_wrong_use_is_exit_2() -> None:

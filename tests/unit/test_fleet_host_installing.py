@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from pathlib import Path
@@ -11,22 +10,10 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "files" / "fleet_host.py"
 DRIVER = "580.95.05"
 PERSISTENCED, FABRIC_MANAGER = "nvidia-persistenced.service", "nvidia-fabricmanager.service"
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's place: needs root")
-
-
-@pytest.fixture
-def program() -> ModuleType:
-    """A fresh copy of the program as a module."""
-    spec = importlib.util.spec_from_file_location("fleet_host", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def done(stdout: str = "", returncode: int = 0, stderr: str = "") -> SimpleNamespace:
