@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fleet.spec import HostSpec
+from fleet.spec import HostSpec, Vllm
 
 SECRET = "s3cret"
 WITH_A_SECRET = f"https://user:{SECRET}@mirror.example/simple"
@@ -39,3 +39,19 @@ def test_an_address_with_an_at_sign_elsewhere_is_no_secret() -> None:
     index = "https://mirror.example/@team/simple"
 
     assert HostSpec.model_validate({**data, "mirrors": {"index": index}}).mirrors.index == index
+
+
+@pytest.mark.parametrize("channel", ["nightly", "source"])
+@pytest.mark.parametrize(
+    ("commit", "given"), [(None, "no commit"), ("main", "'main'"), ("cf3eacfe", "'cf3eacfe'")]
+)
+def test_b13_what_moves_is_pinned_by_a_commit(channel: str, commit: str | None, given: str) -> None:
+    data = {"version": "0.33.0", "channel": channel} | ({"commit": commit} if commit else {})
+
+    with pytest.raises(ValueError, match=f"channel {channel!r} with {given}: pin it, give commit"):
+        Vllm.model_validate(data)
+
+
+def test_a_commit_is_not_for_stable() -> None:
+    with pytest.raises(ValueError, match="commit is for the channels nightly and source"):
+        Vllm.model_validate({"version": "0.33.0", "commit": "0" * 40})
