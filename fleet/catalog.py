@@ -317,6 +317,14 @@ class Catalog(Model):
             name: recipe for (_, name), recipe in self.recipes.items() if recipe.serves(model, card)
         }
 
+    def variations(self, family: str, name: str) -> list[str]:
+        """What a recipe's variations add to its name: `-piecewise`."""
+        return [
+            other.removeprefix(name)
+            for (kin, other), recipe in self.recipes.items()
+            if kin == family and recipe.base == name
+        ]
+
 
 @cache
 def catalog() -> Catalog:
@@ -373,6 +381,6 @@ def _subsets(names: list[str]) -> Iterable[tuple[str, ...]]:
 def _yaml(name: str) -> dict[str, Any]:
     text = (files("fleet") / "models" / name).read_text(encoding="utf-8")
     # The loader in C is ten times as quick; not every build of PyYAML has it.
-    document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
     assert isinstance(document, dict), name
     return document

@@ -86,7 +86,7 @@ class Site:
         return waves([(plan.name, plan.group) for plan in plans], size)
 
 
-def load(  # noqa: PLR0913
+def load(  # noqa: PLR0913 - as many as pyinfra has
     inventory: str | Path,
     *,
     limit: Sequence[str] = (),
@@ -289,7 +289,7 @@ def _known_groups(path: Path, groups: Mapping[str, Any]) -> set[str]:
     return known
 
 
-def _merge(  # noqa: PLR0913
+def _merge(  # noqa: PLR0913 - what a site is read from
     path: Path,
     groups: Mapping[str, tuple[list[Any], dict[str, Any]]],
     data: Mapping[str, dict[str, Any]],
@@ -388,7 +388,7 @@ def _is_pyinfras(key: object) -> bool:
     return key in CONNECTION_KEYS or bool(GLOBAL_ARGUMENT.fullmatch(str(key)))
 
 
-def _plan_one(  # noqa: PLR0913
+def _plan_one(  # noqa: PLR0913 - a host, and where it is from
     host: Host, group: str, data: dict[str, Any], path: Path, cwd: Path, problems: list[Problem]
 ) -> HostPlan | None:
     try:

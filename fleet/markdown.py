@@ -159,10 +159,6 @@ def _model(name: str, card: ModelCard) -> tuple[str, ...]:
 
 
 def _recipes(known: Catalog) -> Iterator[tuple[str, ...]]:
-    variations: dict[tuple[str, str], list[str]] = {}
-    for (family, name), recipe in known.recipes.items():
-        if recipe.base is not None:
-            variations.setdefault((family, recipe.base), []).append(name.removeprefix(recipe.base))
     for (family, name), recipe in known.recipes.items():
         if recipe.base is None:
             models = recipe.models or [
@@ -174,7 +170,7 @@ def _recipes(known: Catalog) -> Iterator[tuple[str, ...]]:
                 ", ".join(model.split("/")[1] for model in models),
                 ", ".join(recipe.kinds) or "–",
                 recipe.title,
-                ", ".join(f"`{more}`" for more in variations.get((family, name), ())) or "–",
+                ", ".join(f"`{more}`" for more in known.variations(family, name)) or "–",
             )
 
 

@@ -82,9 +82,6 @@ def service_memory(
     weights = _loaded(card, arguments)
     if card.shape is None or weights is None:
         return None
-    utilisation = arguments.get("gpu-memory-utilization")
-    if utilisation is None:
-        utilisation = options.default("--gpu-memory-utilization", vllm_version)
     dtype = str(arguments.get("kv-cache-dtype", "auto"))
     if dtype == "auto" and arguments.get("dtype") in ("float", "float32"):
         dtype = "float32"
@@ -93,7 +90,7 @@ def service_memory(
     return memory(
         Inputs(
             gpu_bytes=kind.memory_bytes,
-            utilisation=_fraction(utilisation),
+            utilisation=utilisation(arguments, vllm_version),
             parallel=parallel,
             shape=card.shape,
             weights=weights,
@@ -126,11 +123,21 @@ def _field(arguments: Mapping[str, Argument], option: str, field: str) -> object
     return whole.get(field) if isinstance(whole, dict) else None
 
 
-def _fraction(value: object) -> float:
+def utilisation(arguments: Mapping[str, Argument], vllm_version: str) -> float:
+    """--gpu-memory-utilization, or what this vLLM takes where it is not given.
+
+    Raises ValueError for what is no share above 0 and up to 1.
+    """
+    value = arguments.get("gpu-memory-utilization")
+    if value is None:
+        value = options.default("--gpu-memory-utilization", vllm_version)
     try:
-        return float(str(value))
+        share = float(str(value))
     except ValueError:
-        raise ValueError(f"--gpu-memory-utilization {value!r} is no number") from None
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"--gpu-memory-utilization {value!r} is not in (0, 1]")
+    return share
 
 
 def _optional_number(arguments: Mapping[str, Argument], name: str) -> int | None:

@@ -43,6 +43,10 @@ RECIPE_FILES = (".yaml", ".yml")
 SM90 = (9, 0)
 
 
+Options = tuple[tuple[str, ...], ...]
+"""Each option of a service as its words, see command.options."""
+
+
 @dataclass(frozen=True)
 class Texts:
     """Contents of what group data names on the control machine, read beforehand; a missing file or
@@ -191,7 +195,8 @@ class Planner:
         version = spec.vllm.version
         legal = self._check_ranks(path, chosen, spec, gpu)
         self._check_flags(path, chosen, version)
-        self._check_options(path, chosen, spec)
+        words = command.options(chosen.service, chosen.recipe, version)
+        self._check_options(path, chosen, words, version)
         if not chosen.card.accepts(version):
             self._refuse(
                 "vllm.version",
@@ -211,7 +216,7 @@ class Planner:
         if len(self.problems) > before:
             return None
         try:
-            return _service_plan(chosen, spec, release, api_key, held)
+            return _service_plan(chosen, words, spec, release, api_key, held)
         except ValueError as error:
             self._refuse(path, str(error))
             return None
@@ -390,6 +395,7 @@ class Planner:
     ) -> Memory | None:
         version = spec.vllm.version
         try:
+            share = placement.utilisation(arguments, version)
             held = placement.service_memory(
                 chosen.card, chosen.recipe.parallel, gpu, arguments, version
             )
@@ -399,19 +405,17 @@ class Planner:
         service, card, recipe = chosen.service, chosen.card, chosen.recipe
         what = None
         if held is None:
-            share = arguments.get("gpu-memory-utilization", advice.HIGHEST_UTILISATION)
-            what = advice.too_heavy(service.model, card, recipe, gpu, float(str(share)))
+            what = advice.too_heavy(service.model, card, recipe, gpu, share)
         elif not held.fits:
             what = advice.does_not_fit(held, service, card, recipe, spec)
         if what is not None:
             self._refuse(path, what)
         return held
 
-    def _check_options(self, path: str, chosen: Chosen, spec: HostSpec) -> None:
+    def _check_options(self, path: str, chosen: Chosen, words: Options, version: str) -> None:
         """Flags and variables against the pinned vLLM's own; a recipe file answers for its own."""
-        service, recipe, version = chosen.service, chosen.recipe, spec.vllm.version
+        service, recipe = chosen.service, chosen.recipe
         own = {f"--{command.flag_name(name)}" for name in service.args}
-        words = command.options(service, recipe, version)
         for finding in options.check_options(words, version, entrypoint=recipe.entrypoint):
             of_the_file = recipe.family not in FAMILIES and finding.option not in own
             where = f"{path}.model" if of_the_file else f"{path}.args"
@@ -465,8 +469,9 @@ def _known_variables(recipe: Recipe, version: str) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update={"env": env}), notes
 
 
-def _service_plan(
+def _service_plan(  # noqa: PLR0913 - each is worked out before, once
     chosen: Chosen,
+    words: Options,
     spec: HostSpec,
     release: Release,
     api_key: str | None,
@@ -481,7 +486,6 @@ def _service_plan(
     )
     version = spec.vllm.version
     program = command.program(recipe, release.path, weights.path)
-    options = command.options(service, recipe, version)
     env = command.environment(service, recipe, version, release=release.path, state=STATE)
     values = {
         "name": service.name,
@@ -496,7 +500,7 @@ def _service_plan(
         "starts_interval_s": STARTS * (service.gate.ready_timeout_s + START_MARGIN_S),
         "environment_lines": [command.systemd_assignment(*item) for item in env.items()],
         "program_line": " ".join(map(command.systemd_word, program)),
-        "option_lines": [" ".join(map(command.systemd_word, words)) for words in options],
+        "option_lines": [" ".join(map(command.systemd_word, option)) for option in words],
     }
     # The stamp names everything that the process is made of; it is the last thing put into the unit.
     bare = render("service.service.j2", service=values, stamp=STAMP)
@@ -512,7 +516,7 @@ def _service_plan(
         port=service.port,
         engine_port=command.engine_port(service),
         program=program,
-        options=options,
+        options=words,
         environment=env,
         drain_timeout_s=service.drain_timeout_s,
         gate={

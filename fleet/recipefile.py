@@ -76,7 +76,7 @@ class Reading:
     """What the recipe wants beyond the command, and what of it is unknown: a line each."""
 
 
-def read(  # noqa: PLR0913
+def read(  # noqa: PLR0913 - what a service says of it
     name: str,
     text: str,
     *,

@@ -194,14 +194,9 @@ def catalogue(known: Catalog) -> Iterator[RenderableType]:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    variations: dict[tuple[str, str], list[str]] = {}
-    for (family, name), recipe in known.recipes.items():
-        if recipe.base is not None:
-            suffix = name.removeprefix(recipe.base)
-            variations.setdefault((family, recipe.base), []).append(suffix)
     for (family, name), recipe in known.recipes.items():
         if recipe.base is None:
-            more = ", ".join(variations.get((family, name), ()))
+            more = ", ".join(known.variations(family, name))
             kinds, ranks = ", ".join(recipe.kinds), str(recipe.parallel)
             recipes.add_row(name, family, ranks, kinds, recipe.title, recipe.source, more)
     yield recipes

@@ -663,13 +663,16 @@ compatible_strategies: [single_node_tp]
 
 
 def from_file(model: str, gpu: str) -> tuple[Any, str]:
+    return from_text(RECIPE_FILE.replace("MODEL", model), gpu)
+
+
+def from_text(text: str, gpu: str) -> tuple[Any, str]:
     data = {
         "gpu": gpu,
         "gpu_count": 8,
         "vllm": {"version": "0.33.0"},
         "services": [service(model="recipes/x.yaml", recipe="single_node_tp", gpus=list(range(8)))],
     }
-    text = RECIPE_FILE.replace("MODEL", model)
     planner_ = Planner({}, Texts({}, {}, {"recipes/x.yaml": text}))
     plan = planner_.plan("a", "h20", HostSpec.model_validate(data))
     return plan, "\n".join(map(str, planner_.problems))
@@ -689,3 +692,17 @@ def test_a_recipe_file_of_a_model_that_the_catalogue_has_takes_its_figures() -> 
 
     assert message == ""
     assert plan.services[0].memory is not None
+
+
+@pytest.mark.parametrize("share", ["lots", "nan", "inf", "95"])
+def test_a_recipe_files_utilisation_that_is_no_share(share: str) -> None:
+    text = RECIPE_FILE.replace("MODEL", "org/Big").replace(
+        "  context_length: 163840",
+        f'  context_length: 163840\n  base_args: ["--gpu-memory-utilization", "{share}"]',
+    )
+
+    _, message = from_text(text, "h200-141")
+
+    assert "services[0].args: --gpu-memory-utilization " in message
+    assert share in message
+    assert "is not in (0, 1]" in message
