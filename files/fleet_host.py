@@ -6,9 +6,10 @@
     fleet_host.py job VERB < request.json   a long verb, as a unit that outlives the connection
     fleet_host.py gate < request.json       is each service really serving? JSON; changes nothing
 
-Long verbs are `packages`, `driver`, `release`, `weights` and `cutover`. Requests come on standard
-input, never in argv, so that no secret shows in a process list. Standard library only, Python 3.9 or
-newer; decides nothing about models or flags: all of that is in the request, which the plan made.
+Long verbs are `packages`, `driver`, `release`, `weights` and `cutover`; all but the last are in
+modules beside this file. Requests come on standard input, never in argv, so that no secret shows in a
+process list. Standard library only, Python 3.9 or newer; decides nothing about models or flags: all of
+that is in the request, which the plan made.
 
 Exit codes: 0 done, 1 could not be done (the last line on standard error says why), 2 wrong use.
 """
@@ -21,6 +22,7 @@ import fcntl
 import fnmatch
 import hashlib
 import http.client
+import importlib
 import json
 import os
 import pathlib
@@ -77,11 +79,16 @@ def explained(error):
     """One line for a person, and where in this program for an error that nobody foresaw."""
     if isinstance(error, HostError):
         return str(error)
-    here = explained.__code__.co_filename
+    folder = os.path.dirname(explained.__code__.co_filename)
     places = [
-        place for place in traceback.extract_tb(error.__traceback__) if place.filename == here
+        place
+        for place in traceback.extract_tb(error.__traceback__)
+        if os.path.dirname(place.filename) == folder
     ]
-    where = f" (fleet_host.py, {places[-1].name}, line {places[-1].lineno})" if places else ""
+    where = ""
+    if places:
+        file, name, line = os.path.basename(places[-1].filename), places[-1].name, places[-1].lineno
+        where = f" ({file}, {name}, line {line})"
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
@@ -636,9 +643,6 @@ def files(request):
         run(*argv)
 
 
-# -------------------------------------------------------------------------------------- packages
-
-
 LOCK_TIMEOUT_S = 900
 
 APT = (
@@ -654,154 +658,11 @@ APT = (
 )
 
 
-def packages(request):
-    """Distribution packages installed, at exact versions where one is given, and those held.
-
-    Says whether any was installed.
-    """
-    quiet = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l"}
-    finish_interrupted_installation(quiet)
-    for unit in request["mask"]:
-        run("systemctl", "mask", unit)
-    state = packages_state(list(request["packages"]))
-    wanted = [
-        f"{name}={version}" if version else name
-        for name, version in request["packages"].items()
-        if not installed(state[name], version)
-    ]
-    if wanted:
-        say(f"packages: {', '.join(wanted)}")
-        run_long("packages: reading the repositories", *APT, "update", env=quiet)
-        run_long(
-            "packages: installing",
-            *APT,
-            "install",
-            "--allow-downgrades",
-            "--allow-change-held-packages",
-            *wanted,
-            env=quiet,
-        )
-    pinned = [name for name, version in request["packages"].items() if version]
-    if pinned:
-        run("apt-mark", "hold", *pinned)
-    return bool(wanted)
-
-
-def finish_interrupted_installation(env):
-    """Configures what a killed installation left unpacked; waits for whoever holds dpkg's lock."""
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while run("dpkg", "--audit").stdout.strip():
-        done = run("dpkg", "--configure", "-a", check=False, env=env)
-        if (done.returncode and "lock" not in done.stderr) or time.monotonic() > deadline:
-            raise HostError(f"dpkg --configure -a: {done.stderr.strip()}")
-        time.sleep(1)
-
-
-def driver(request):
-    """The NVIDIA driver at its version: installed, its daemons running, every GPU answering."""
-    # Packages of two branches exclude each other, which apt cannot solve around a hold of ours.
-    held = set(run("apt-mark", "showhold").stdout.split()) & set(request["unhold"])
-    if held:
-        run("apt-mark", "unhold", *sorted(held))
-    changed = packages(request)
-    if shutil.which("modprobe"):
-        # Best effort: whether the driver works is what nvidia-smi is asked below.
-        run("modprobe", "nvidia-uvm", check=False)
-    # All of them before any is started: what cannot run beside the old module runs after a reboot.
-    run("systemctl", "enable", "--quiet", *request["start"])
-    # Restarting the fabric manager under running services would end them.
-    verb = "restart" if changed and not active_services() else "start"
-    for unit in request["start"]:
-        run("systemctl", verb, unit, check=False)
-    seen = gpus_state()
-    if seen["devices"] is None:
-        raise HostError(f"driver {request['version']}: {seen['error'] or 'nvidia-smi is missing'}")
-    for unit in request["start"]:
-        if unit_state(unit)["active"] != "active":
-            raise HostError(f"{unit} does not run:\n" + "\n".join(journal(unit)))
-    versions = sorted({device["driver"] for device in seen["devices"]})
-    if len(seen["devices"]) != request["gpus"] or versions != [request["version"]]:
-        raise HostError(
-            f"driver {request['version']}: nvidia-smi sees {len(seen['devices'])}/{request['gpus']} "
-            f"GPUs with driver {', '.join(versions)}"
-        )
-    say(f"driver {request['version']}: {len(seen['devices'])} GPUs")
-
-
-# --------------------------------------------------------------------------------------- release
-
-
-def release(request):
-    """A Python environment built beside the running one: under a temporary name, checked, renamed.
-
-    It is checked as the user that services run as, who must be able to read all of it.
-    """
-    path = pathlib.Path(request["path"])
-    if release_complete(path):
-        return
-    uv = install_uv(request["uv"], request["index"])
-    began = time.monotonic()
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    env = {
-        "UV_CACHE_DIR": str(path.parent / ".cache"),
-        "UV_NO_PROGRESS": "1",
-        "UV_LINK_MODE": "hardlink",
-        "UV_NO_CONFIG": "1",
-        # uv's own place for the interpreters that it fetches is in root's home, closed to services.
-        "UV_PYTHON_INSTALL_DIR": request["pythons"],
-    }
-    if request["index"]:
-        env["UV_DEFAULT_INDEX"] = request["index"]
-        host = urllib.parse.urlsplit(request["index"])
-        if host.scheme == "http":
-            env["UV_INSECURE_HOST"] = host.netloc
-    say(f"{path.name}: building")
-    venv = (uv, "venv", "--relocatable", "--python", request["python"], str(partial))
-    run_long(f"{path.name}: Python", *venv, env=env)
-    backend = ["--torch-backend", request["torch_backend"]] if request["torch_backend"] else []
-    python = str(partial / "bin" / "python3")
-    check_python(python, request["user"])
-    bytecode = ["--compile-bytecode"] if request["bytecode"] else []
-    # --refresh: a version that came to the index a moment ago counts, whatever uv has cached of it.
-    install = (uv, "pip", "install", "--refresh", *bytecode, "--python", python, *backend)
-    run_long(f"{path.name}: installing", *install, *request["requirements"], env=env)
-    program, *arguments = request["check"]
-    check = as_user(request["user"], str(partial / "bin" / program), *arguments)
-    checked = run_long(
-        f"{path.name}: checking", *check, env={"HF_HUB_OFFLINE": "1", "HOME": request["home"]}
-    )
-    frozen = run(uv, "pip", "freeze", "--python", python, env=env).stdout.split("\n")
-    manifest = {
-        "requirements": request["requirements"],
-        "packages": [line for line in frozen if line],
-        "checked": checked.stdout.strip().splitlines()[-1:],
-        "seconds": round(time.monotonic() - began, 1),
-        "built_at": time.time(),
-    }
-    # The manifest is what makes a release complete, so it comes last; the rename makes it appear whole.
-    write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1))
-    os.sync()
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
-    say(
-        f"{path.name}: complete after {manifest['seconds']:.0f} s, {len(manifest['packages'])} packages"
-    )
-
-
-HIDDEN_FROM_SERVICES = ("/home/", "/root/", "/run/user/")
-"""What ProtectHome of the units hides."""
-
-
-def check_python(python, user):
-    """Raises HostError where services, which run as `user`, could not run this interpreter."""
-    place = os.path.realpath(python)
-    cure = "set vllm.python to a version, or to an interpreter elsewhere"
-    if place.startswith(HIDDEN_FROM_SERVICES):
-        raise HostError(f"its Python is {place}, where no service may look; {cure}")
-    if run(*as_user(user, python, "-c", ""), check=False).returncode:
-        raise HostError(f"its Python is {place}, which user {user} cannot run; {cure}")
+@contextlib.contextmanager
+def locked(path):
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def as_user(user, *argv):
@@ -810,165 +671,10 @@ def as_user(user, *argv):
     return ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "env", *argv)
 
 
-def install_uv(uv, index):
-    """uv at its pinned version, from the package index, by hash; the path of its program."""
-    program = pathlib.Path(uv["path"])
-    if os.access(program, os.X_OK):
-        return str(program)
-    folder = program.parent.parent
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock")):
-        if os.access(program, os.X_OK):
-            return str(program)
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        machine = platform.machine()
-        if machine not in uv["sha256"]:
-            raise HostError(f"uv {uv['version']} is not pinned for {machine}")
-        wanted = partial.with_suffix(".txt")
-        write_atomically(wanted, f"uv=={uv['version']} --hash=sha256:{uv['sha256'][machine]}\n")
-        source = []
-        if index:
-            host = urllib.parse.urlsplit(index)
-            source = ["--index-url", index]
-            source += ["--trusted-host", host.hostname] if host.scheme == "http" else []
-        say(f"uv {uv['version']}: installing")
-        run_long(
-            f"uv {uv['version']}",
-            *("/usr/bin/python3", "-m", "pip", "install", "--quiet", "--no-deps", "--no-cache-dir"),
-            *("--disable-pip-version-check", "--only-binary=:all:"),
-            *(*source, "--require-hashes", "--target", str(partial), "-r", str(wanted)),
-            # As an option it is unknown to the pip of Ubuntu 22.04, which takes no offence at this.
-            env={"PIP_ROOT_USER_ACTION": "ignore"},
-        )
-        wanted.unlink()
-        partial.rename(folder)
-    return str(program)
-
-
-@contextlib.contextmanager
-def locked(path):
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-# --------------------------------------------------------------------------------------- weights
-
-
-HUB_DOWNLOAD = """
-import sys
-from huggingface_hub import snapshot_download
-snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir=sys.argv[3], max_workers=8)
-"""
-PROGRESS_EVERY_S = 5
-FETCHES = 2
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
-
-def weights(request):
-    """A model at a pinned revision: fetched beside its place, every hash checked, then renamed."""
-    path = pathlib.Path(request["path"])
-    if weights_complete(path):
-        return
-    partial = partial_of(request)
-    partial.mkdir(parents=True, exist_ok=True)
-    expected = hub_files(request)
-    total = sum(file["size"] for file in expected.values())
-    free = disk_state(path)["free_bytes"] + size_of(partial)
-    if total > free:
-        raise HostError(
-            f"{request['repository']}: needs {total / 2**30:.1f} GiB at {path.parent}, "
-            f"{free / 2**30:.1f} GiB free"
-        )
-    for attempt in range(1, FETCHES + 1):
-        download(request, partial, total)
-        bad = not_verified(request["repository"], partial, expected)
-        if not bad:
-            break
-        for name in bad:
-            explain_bad(partial / name, expected[name], last=attempt == FETCHES)
-            (partial / name).unlink(missing_ok=True)
-        shutil.rmtree(partial / ".cache", ignore_errors=True)
-    stamp = {"repository": request["repository"], "revision": request["revision"], "files": {}}
-    for name, file in expected.items():
-        status = os.stat(partial / name)
-        stamp["files"][name] = {
-            "size": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
-            "sha256": file["sha256"],
-        }
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
-    write_atomically(partial / WEIGHTS_STAMP, json.dumps(stamp, indent=1))
-    os.sync()
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
-    say(f"{request['repository']}: {len(expected)} files verified, {total / 1e9:.2f} GB")
-
-
 def partial_of(weights):
     """Where a model lies while it is being fetched."""
     path = pathlib.Path(weights["path"])
     return path.with_name(f".{path.name}.partial")
-
-
-def hub_files(request):
-    """Name to size and hashes of every file of the revision, as the hub states them."""
-    url = f"{request['hub']}/api/models/{request['repository']}/revision/{request['revision']}?blobs=true"
-    try:
-        with open_url(url) as response:
-            return dict(map(hub_file, json.load(response)["siblings"]))
-    except (OSError, http.client.HTTPException, *ODD_JSON) as error:
-        raise HostError(f"{url}: {reason(error)}") from error
-
-
-def hub_file(file):
-    """Name of a file, with its size and hashes, as the hub states them. Raises ValueError."""
-    name, lfs = file["rfilename"], file.get("lfs") or {}
-    if name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"refuses the file name {name!r}")
-    blob = None if lfs else file.get("blobId")
-    return name, {"size": file["size"], "sha256": lfs.get("sha256"), "blob": blob}
-
-
-def download(request, partial, total):
-    """Runs huggingface_hub in its own environment; it resumes what an earlier run left."""
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": request["hub"],
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_ENABLE_HF_TRANSFER": "0",
-    }
-    program = [request["python"], "-c", HUB_DOWNLOAD]
-    arguments = [request["repository"], request["revision"], str(partial)]
-    began, before = time.monotonic(), size_of(partial)
-    with (
-        subprocess.Popen(
-            program + arguments,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as fetch,
-        concurrent.futures.ThreadPoolExecutor(1) as reader,
-    ):
-        output = reader.submit(fetch.stdout.read)
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                fetch.wait(PROGRESS_EVERY_S)
-                break
-            have = size_of(partial)
-            rate = max(1, have - before) / (time.monotonic() - began)
-            left = max(0, total - have) / rate
-            say(
-                f"{request['repository']}: {have / 1e9:.1f} of {total / 1e9:.1f} GB, "
-                f"{rate / 1e6:.0f} MB/s, {left / 60:.0f} min left"
-            )
-        words = output.result().strip().splitlines()
-    if fetch.returncode:
-        raise HostError(f"{request['repository']}: {words[-1] if words else 'download failed'}")
 
 
 def size_of(folder):
@@ -978,67 +684,6 @@ def size_of(folder):
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(base, name)).st_size
     return total
-
-
-HASHING_THREADS = min(4, os.cpu_count() or 1)
-"""hashlib lets other threads run, and disks that hold such models outrun one core."""
-
-
-def not_verified(repository, folder, expected):
-    """Names of files that are not as the hub named them, in order; says how far hashing is."""
-    began, total = time.monotonic(), sum(file["size"] for file in expected.values())
-    with concurrent.futures.ThreadPoolExecutor(HASHING_THREADS) as pool:
-        judged = {
-            name: pool.submit(verified, folder / name, file) for name, file in expected.items()
-        }
-        while concurrent.futures.wait(judged.values(), timeout=PROGRESS_EVERY_S).not_done:
-            size = sum(expected[name]["size"] for name, done in judged.items() if done.done())
-            rate = size / (time.monotonic() - began)
-            say(
-                f"{repository}: {size / 1e9:.1f} of {total / 1e9:.1f} GB verified, "
-                f"{rate / 1e6:.0f} MB/s"
-            )
-    return [name for name, done in judged.items() if not done.result()]
-
-
-def verified(path, file):
-    """Is the file the one that the hub named? Its SHA-256 goes into `file` for the stamp."""
-    try:
-        size = os.stat(path).st_size
-    except FileNotFoundError:
-        return False
-    if size != file["size"]:
-        return False
-    if file["blob"] is not None:
-        blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        content = path.read_bytes()
-        blob.update(content)
-        file["found"] = hashlib.sha256(content).hexdigest()
-        if blob.hexdigest() != file["blob"]:
-            return False
-        file["sha256"] = file["found"]
-        return True
-    file["found"] = sha256_of(path)
-    return file["found"] == file["sha256"]
-
-
-def explain_bad(path, file, last):
-    """Names a file that did not arrive as it is at the hub; the second time that is final."""
-    if not path.exists():
-        what = "is missing"
-    else:
-        size = path.stat().st_size
-        with open(path, "rb") as stream:
-            pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
-        if pointer:
-            what = f"is a Git LFS pointer of {size} bytes in place of {file['size']} bytes"
-        elif size != file["size"]:
-            what = f"has {size} bytes, not {file['size']}"
-        else:
-            what = f"is corrupt: its hash is {file['found'][:12]}…"
-    if last:
-        raise HostError(f"{path.name} {what}, twice; look at the source")
-    say(f"{path.name} {what}; fetching it again")
 
 
 # ------------------------------------------------------------------------------------------ gate
@@ -1673,12 +1318,13 @@ def last_service(name, last):
 
 
 LONG = {
-    "packages": packages,
-    "driver": driver,
-    "release": release,
-    "weights": weights,
-    "cutover": cutover,
+    "packages": "fleet_packages",
+    "driver": "fleet_packages",
+    "release": "fleet_release",
+    "weights": "fleet_weights",
+    "cutover": "fleet_host",
 }
+"""Each long verb with the module that has it, all of them beside this file."""
 EXCLUSIVE = ("packages", "driver", "cutover")
 """Verbs of which only one can sensibly run at a time on a host."""
 AFTERWARDS = {"cutover": ("/bin/rm", "-rf", str(DRAINING))}
@@ -1777,7 +1423,7 @@ def run_job(verb, unit):
     try:
         told = json.loads((JOBS / f"{unit}.json").read_text())
         os.environ.update(told["environment"])
-        LONG[verb](told["request"])
+        getattr(importlib.import_module(LONG[verb]), verb)(told["request"])
         status = 0
     except Exception as error:
         say(explained(error))
@@ -1813,6 +1459,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    # What the modules of long verbs import is this very program, not a second copy of it.
+    sys.modules["fleet_host"] = sys.modules["__main__"]
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         # Whatever a session's locale can show, a line that it cannot must not end the work.

@@ -30,7 +30,10 @@ from fleet.spec import GpuKind, HostSpec
 USER = "minimax"
 STATE = "/var/lib/minimax"
 ETC = "/etc/minimax"
-PROGRAM = "/usr/local/lib/minimax-fleet/fleet_host.py"
+PROGRAMS = "/usr/local/lib/minimax-fleet"
+PROGRAM_FILES = ("fleet_host.py", "fleet_packages.py", "fleet_release.py", "fleet_weights.py")
+"""Our program on hosts, and the modules of its long verbs."""
+PROGRAM = f"{PROGRAMS}/{PROGRAM_FILES[0]}"
 UNIT_PREFIX = "minimax-"
 PROXY_UNIT = "minimax-proxy.service"
 NGINX_UNIT = "nginx.service"
@@ -259,7 +262,14 @@ class HostPlan:
             for path, (owner, mode) in self.directories.items()
         )
         return (
-            File(path=PROGRAM, content=repository_file("files/fleet_host.py"), mode="755"),
+            *(
+                File(
+                    path=f"{PROGRAMS}/{name}",
+                    content=repository_file(f"files/{name}"),
+                    mode="755" if name == PROGRAM_FILES[0] else "644",
+                )
+                for name in PROGRAM_FILES
+            ),
             File(
                 path="/etc/sysusers.d/minimax.conf", content=repository_file("files/sysusers.conf")
             ),

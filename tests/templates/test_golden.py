@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 
 from fleet.inventory import load
-from fleet.plan import HostPlan
+from fleet.plan import PROGRAMS, HostPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
-PROGRAM = "/usr/local/lib/minimax-fleet/fleet_host.py"
 
 
 def rendered(plan: HostPlan) -> str:
     """Every file that the plan puts on a host but our own program, one after another."""
-    files = [file for file in (*plan.system_files, *plan.staged_files) if file.path != PROGRAM]
+    files = [
+        file
+        for file in (*plan.system_files, *plan.staged_files)
+        if not file.path.startswith(PROGRAMS)
+    ]
     return "\n".join(f"==> {file.path} ({file.mode})\n{file.content}" for file in files)
 
 

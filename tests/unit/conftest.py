@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "files" / "fleet_host.py"
+from fleet.plan import PROGRAM_FILES
+
+FILES = Path(__file__).resolve().parents[2] / "files"
+PROGRAM = FILES / PROGRAM_FILES[0]
 
 
 @pytest.fixture
-def program() -> ModuleType:
-    """A fresh copy of the hosts' program as a module."""
-    spec = importlib.util.spec_from_file_location("fleet_host", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A fresh copy of the hosts' program as a module; `module` has those of its long verbs."""
+    monkeypatch.syspath_prepend(str(FILES))
+    for file in PROGRAM_FILES:
+        monkeypatch.delitem(sys.modules, Path(file).stem, raising=False)
+    return importlib.import_module("fleet_host")
+
+
+@pytest.fixture
+def packages(program: ModuleType) -> ModuleType:
+    """The module of the verbs `packages` and `driver`, over `program`."""
+    return importlib.import_module("fleet_packages")
+
+
+@pytest.fixture
+def releases(program: ModuleType) -> ModuleType:
+    """The module of the verb `release`, over `program`."""
+    return importlib.import_module("fleet_release")
+
+
+@pytest.fixture
+def weights(program: ModuleType) -> ModuleType:
+    """The module of the verb `weights`, over `program`."""
+    return importlib.import_module("fleet_weights")

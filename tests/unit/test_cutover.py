@@ -634,7 +634,7 @@ def test_a_job_reaches_the_outside_as_the_session_does_and_shows_no_password(
 
 
 def test_a_jobs_environment_is_that_of_the_session_that_asked_for_it(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, weights: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
 
@@ -643,10 +643,8 @@ def test_a_jobs_environment_is_that_of_the_session_that_asked_for_it(
     told = {"request": {"a": 1}, "environment": {"https_proxy": "http://proxy.example"}}
     (machine.program.JOBS / "unit.json").write_text(json.dumps(told))
     found: dict[str, Any] = {}
-    monkeypatch.setitem(
-        machine.program.LONG,
-        "weights",
-        lambda request: found.update(request, proxy=os.environ["https_proxy"]),
+    monkeypatch.setattr(
+        weights, "weights", lambda request: found.update(request, proxy=os.environ["https_proxy"])
     )
 
     assert machine.program.run_job("weights", "unit") == 0
@@ -654,13 +652,12 @@ def test_a_jobs_environment_is_that_of_the_session_that_asked_for_it(
 
 
 def test_a_job_that_breaks_says_so_in_one_line(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: Machine, weights: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.program.JOBS.mkdir()
     (machine.program.JOBS / "unit.json").write_text('{"request": {}, "environment": {}}')
-    monkeypatch.setitem(machine.program.LONG, "weights", fail(KeyError("revision")))
 
     assert machine.program.run_job("weights", "unit") == 1
     assert (machine.program.JOBS / "unit.exit").read_text() == "1"
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == "KeyError: 'revision' (fleet_host.py, run_job, line " + line.rsplit(" ", 1)[1]
+    assert line == "KeyError: 'path' (fleet_weights.py, weights, line " + line.rsplit(" ", 1)[1]

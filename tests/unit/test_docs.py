@@ -312,7 +312,7 @@ def test_the_readme_names_the_exit_codes_and_every_option_that_is_refused() -> N
 def said() -> list[str]:
     """Every text in the code that messages are made of, with … for what is filled in."""
     texts = []
-    for file in (*(ROOT / "fleet").glob("*.py"), ROOT / "files" / "fleet_host.py"):
+    for file in (*(ROOT / "fleet").glob("*.py"), *(ROOT / "files").glob("*.py")):
         source = file.read_text()
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

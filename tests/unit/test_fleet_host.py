@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from fleet.plan import PROGRAM_FILES
 from tests.unit.conftest import PROGRAM
 
 
@@ -28,8 +29,9 @@ def test_wrong_use_is_exit_2() -> None:
     assert b"fleet_host.py probe" in done.stderr
 
 
-def test_it_needs_nothing_but_the_standard_library() -> None:
-    tree = ast.parse(PROGRAM.read_text())
+@pytest.mark.parametrize("file", PROGRAM_FILES)
+def test_it_needs_nothing_but_the_standard_library(file: str) -> None:
+    tree = ast.parse((PROGRAM.parent / file).read_text())
     imported = {
         name.split(".")[0]
         for node in ast.walk(tree)
@@ -41,7 +43,7 @@ def test_it_needs_nothing_but_the_standard_library() -> None:
         )
     }
 
-    assert imported <= sys.stdlib_module_names
+    assert imported - {PROGRAM.stem} <= sys.stdlib_module_names
 
 
 def test_a_file_appears_whole_with_its_mode(program: ModuleType, tmp_path: Path) -> None:
@@ -88,34 +90,34 @@ def fetched(tmp_path: Path) -> Weights:
     return Weights(tmp_path)
 
 
-def test_f9_a_corrupt_file_is_not_verified(program: ModuleType, fetched: Weights) -> None:
-    assert program.verified(fetched.file, fetched.expected())
+def test_f9_a_corrupt_file_is_not_verified(weights: ModuleType, fetched: Weights) -> None:
+    assert weights.verified(fetched.file, fetched.expected())
     fetched.file.write_bytes(b"y" + fetched.content[1:])
 
     expected = fetched.expected()
-    assert not program.verified(fetched.file, expected)
-    with pytest.raises(program.HostError, match=r"model-00001.safetensors is corrupt.*twice"):
-        program.explain_bad(fetched.file, expected, last=True)
+    assert not weights.verified(fetched.file, expected)
+    with pytest.raises(weights.core.HostError, match=r"model-00001.safetensors is corrupt.*twice"):
+        weights.explain_bad(fetched.file, expected, last=True)
 
 
-def test_f10_an_lfs_pointer_is_named_with_its_size(program: ModuleType, fetched: Weights) -> None:
+def test_f10_an_lfs_pointer_is_named_with_its_size(weights: ModuleType, fetched: Weights) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1000\n"
     fetched.file.write_bytes(pointer)
 
     message = f"is a Git LFS pointer of {len(pointer)} bytes in place of 1000 bytes"
-    with pytest.raises(program.HostError, match=message):
-        program.explain_bad(fetched.file, fetched.expected(), last=True)
+    with pytest.raises(weights.core.HostError, match=message):
+        weights.explain_bad(fetched.file, fetched.expected(), last=True)
 
 
-def test_a_plain_file_is_verified_by_its_git_id(program: ModuleType, tmp_path: Path) -> None:
+def test_a_plain_file_is_verified_by_its_git_id(weights: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_bytes(b"{}")
     blob = hashlib.sha1(b"blob 2\0{}").hexdigest()
     expected = {"size": 2, "sha256": None, "blob": blob}
 
-    assert program.verified(file, expected)
+    assert weights.verified(file, expected)
     assert expected["sha256"] == hashlib.sha256(b"{}").hexdigest()
-    assert not program.verified(file, expected | {"blob": "0" * 40})
+    assert not weights.verified(file, expected | {"blob": "0" * 40})
 
 
 def test_weights_are_complete_only_as_they_were_verified(
@@ -483,12 +485,12 @@ def test_what_an_interrupted_download_left_is_counted(
 
 @pytest.mark.parametrize("document", [[], {"siblings": None}, {"siblings": ["a"]}])
 def test_an_odd_answer_of_the_hub_is_told(
-    program: ModuleType, server: Server, tmp_path: Path, document: object
+    program: ModuleType, weights: ModuleType, server: Server, tmp_path: Path, document: object
 ) -> None:
     server.paths["/api/models/a/b/revision/abc?blobs=true"] = say(document)
     hub = f"http://127.0.0.1:{server.port}"
-    weights = {"path": str(tmp_path / "abc"), "repository": "a/b", "revision": "abc", "hub": hub}
+    request = {"path": str(tmp_path / "abc"), "repository": "a/b", "revision": "abc", "hub": hub}
 
-    assert "an answer of another shape" in program.hub_bytes(hub, weights)["error"]
+    assert "an answer of another shape" in program.hub_bytes(hub, request)["error"]
     with pytest.raises(program.HostError, match="an answer of another shape"):
-        program.hub_files(weights)
+        weights.hub_files(request)

@@ -211,7 +211,9 @@ def test_sources_that_cannot_be_read_are_told_in_apts_words(
 class Machine:
     """systemctl and apt-mark of a host with a driver; says what they were told."""
 
-    def __init__(self, program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, program: ModuleType, packages: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.said: list[str] = []
         self.failing: set[str] = set()
         self.serving = ""
@@ -222,7 +224,7 @@ class Machine:
             "devices": [{"driver": DRIVER, "index": n} for n in range(8)],
         }
         monkeypatch.setattr(program, "run", self.run)
-        monkeypatch.setattr(program, "packages", lambda request: self.installed)
+        monkeypatch.setattr(packages, "packages", lambda request: self.installed)
         monkeypatch.setattr(program, "gpus_state", lambda: self.smi)
         monkeypatch.setattr(program, "journal", lambda unit: [f"journal of {unit}"])
         monkeypatch.setattr(
@@ -244,8 +246,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(program, monkeypatch)
+def machine(program: ModuleType, packages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(program, packages, monkeypatch)
 
 
 def driver_request() -> dict[str, Any]:
@@ -255,12 +257,12 @@ def driver_request() -> dict[str, Any]:
 
 
 def test_every_daemon_is_enabled_before_any_is_started(
-    program: ModuleType, machine: Machine
+    program: ModuleType, packages: ModuleType, machine: Machine
 ) -> None:
     machine.failing = {PERSISTENCED}
 
     with pytest.raises(program.HostError, match=f"{PERSISTENCED} does not run:\njournal of"):
-        program.driver(driver_request())
+        packages.driver(driver_request())
 
     assert machine.told("systemctl") == [
         f"systemctl enable --quiet {PERSISTENCED} {FABRIC_MANAGER}",
@@ -270,13 +272,13 @@ def test_every_daemon_is_enabled_before_any_is_started(
 
 
 def test_what_nvidia_smi_says_comes_before_what_the_daemons_say(
-    program: ModuleType, machine: Machine
+    program: ModuleType, packages: ModuleType, machine: Machine
 ) -> None:
     machine.failing = {PERSISTENCED}
     machine.smi = {"error": "Driver/library version mismatch", "devices": None}
 
     with pytest.raises(program.HostError, match=r"driver 580\.95\.05: Driver/library version"):
-        program.driver(driver_request())
+        packages.driver(driver_request())
 
 
 @pytest.mark.parametrize(
@@ -291,11 +293,16 @@ def test_what_nvidia_smi_says_comes_before_what_the_daemons_say(
     ids=["installed", "serving", "draining", "not a service", "nothing installed"],
 )
 def test_a_daemon_is_never_restarted_under_services(
-    program: ModuleType, machine: Machine, installed: bool, serving: str, verb: str
+    program: ModuleType,
+    packages: ModuleType,
+    machine: Machine,
+    installed: bool,
+    serving: str,
+    verb: str,
 ) -> None:
     machine.installed, machine.serving = installed, serving
 
-    program.driver(driver_request())
+    packages.driver(driver_request())
 
     assert machine.told("systemctl ")[1:] == [
         f"systemctl {verb} {PERSISTENCED}",
@@ -303,10 +310,12 @@ def test_a_daemon_is_never_restarted_under_services(
     ]
 
 
-def test_only_holds_of_driver_packages_are_released(program: ModuleType, machine: Machine) -> None:
+def test_only_holds_of_driver_packages_are_released(
+    program: ModuleType, packages: ModuleType, machine: Machine
+) -> None:
     machine.held = "linux-image-amd64\nnvidia-container-toolkit\nnvidia-fabricmanager-570\n"
 
-    program.driver(driver_request())
+    packages.driver(driver_request())
 
     assert machine.told("apt-mark") == ["apt-mark unhold nvidia-fabricmanager-570"]
 
@@ -331,7 +340,7 @@ def release_request(folder: Path) -> dict[str, Any]:
 
 
 def test_an_interpreter_that_uv_fetches_lies_where_services_can_read_it(
-    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: ModuleType, releases: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[tuple[str, ...], dict[str, str]]] = []
 
@@ -342,9 +351,9 @@ def test_an_interpreter_that_uv_fetches_lies_where_services_can_read_it(
         return done("0.33.0\n")
 
     monkeypatch.setattr(program, "run", run)
-    monkeypatch.setattr(program, "install_uv", lambda uv, index: uv["path"])
+    monkeypatch.setattr(releases, "install_uv", lambda uv, index: uv["path"])
 
-    program.release(release_request(tmp_path))
+    releases.release(release_request(tmp_path))
 
     environments = {argv[1]: env for argv, env in calls if argv[0].endswith("/uv")}
     assert environments["venv"]["UV_PYTHON_INSTALL_DIR"] == "/opt/fleet/python"
@@ -358,30 +367,30 @@ def test_an_interpreter_that_uv_fetches_lies_where_services_can_read_it(
 
 @pytest.mark.parametrize("home", ["/root", "/home/me", "/run/user/0"])
 def test_an_interpreter_in_somebodys_home_is_refused_before_anything_is_installed(
-    program: ModuleType, tmp_path: Path, home: str
+    program: ModuleType, releases: ModuleType, tmp_path: Path, home: str
 ) -> None:
     python = tmp_path / "python3"
     python.symlink_to(f"{home}/.local/share/uv/python/cpython-3.12/bin/python3.12")
 
     with pytest.raises(program.HostError, match=rf"its Python is {home}/.*no service may look"):
-        program.check_python(str(python), "minimax")
+        releases.check_python(str(python), "minimax")
 
 
 @as_root
 def test_an_interpreter_that_the_services_user_cannot_run_is_refused(
-    program: ModuleType, tmp_path: Path
+    program: ModuleType, releases: ModuleType, tmp_path: Path
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     (closed / "python3").symlink_to("/bin/sh")
-    program.check_python("/bin/sh", "daemon")
+    releases.check_python("/bin/sh", "daemon")
 
     with pytest.raises(program.HostError, match="which user daemon cannot run"):
-        program.check_python(str(closed / "python3"), "daemon")
+        releases.check_python(str(closed / "python3"), "daemon")
 
 
 def test_pip_of_ubuntu_22_04_knows_every_option(
-    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: ModuleType, releases: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is pip 22.0; `--root-user-action` came with 22.1."""
     calls: list[tuple[str, ...]] = []
@@ -395,10 +404,10 @@ def test_pip_of_ubuntu_22_04_knows_every_option(
     uv = {
         "path": str(tmp_path / "uv" / "1" / "bin" / "uv"),
         "version": "1",
-        "sha256": {program.platform.machine(): "0" * 64},
+        "sha256": {releases.platform.machine(): "0" * 64},
     }
 
-    program.install_uv(uv, None)
+    releases.install_uv(uv, None)
 
     assert not any("root-user-action" in word for word in calls[0])
 
@@ -407,7 +416,7 @@ def test_pip_of_ubuntu_22_04_knows_every_option(
 
 
 def test_hashing_says_how_far_it_is_and_names_bad_files_in_order(
-    program: ModuleType,
+    weights: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -418,10 +427,10 @@ def test_hashing_says_how_far_it_is_and_names_bad_files_in_order(
         time.sleep(0.3 if path.name == "model-3.safetensors" else 0)
         return path.name not in ("model-1.safetensors", "model-3.safetensors")
 
-    monkeypatch.setattr(program, "PROGRESS_EVERY_S", 0.1)
-    monkeypatch.setattr(program, "verified", verified)
+    monkeypatch.setattr(weights, "PROGRESS_EVERY_S", 0.1)
+    monkeypatch.setattr(weights, "verified", verified)
 
-    bad = program.not_verified("MiniMaxAI/MiniMax-M2.5", tmp_path, expected)
+    bad = weights.not_verified("MiniMaxAI/MiniMax-M2.5", tmp_path, expected)
 
     assert bad == ["model-1.safetensors", "model-3.safetensors"]
     assert "MiniMaxAI/MiniMax-M2.5: 3.0 of 4.0 GB verified" in capsys.readouterr().out
