@@ -9,5 +9,8 @@ mirrors = {
         "nvidia": {"url": "http://10.86.0.2/apt/nvidia", "key": ".lab/lab.asc"},
     },
     "index": "http://10.86.0.2/simple",
+    "nightly": "http://10.86.0.2/nightly",
+    "git": {"https://github.com/": "http://10.86.0.2/git/"},
     "hub": "http://10.86.0.2/hub",
+    "registry": "http://10.86.0.2",
 }

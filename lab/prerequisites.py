@@ -11,11 +11,18 @@ from lab.process import Progress, attempt, run
 PACKAGES = (
     "apt-utils",  # apt-ftparchive: indexes of the site's apt repositories
     "ca-certificates",
+    "createrepo-c",  # what the tests of Enterprise Linux' side install from
+    "dnf",
+    "dnf-plugins-core",
     "dpkg-dev",  # dpkg-deb and friends: the stand-in packages
+    "gcc",  # the library of the stand-in vLLM's nightly builds
+    "git",  # its sources
     "gnupg",  # signs the site's apt repositories
     "iproute2",  # namespaces, bridge, addresses
     "mmdebstrap",  # the hosts' base system
     "openssh-client",
+    "python3-dev",
+    "rpm",
     "systemd-container",  # systemd-nspawn: the hosts
 )
 

@@ -32,6 +32,7 @@ from lab.process import Progress, run
 PACKAGES = (
     "aria2",
     "ca-certificates",
+    "docker.io",
     "git",
     "git-lfs",
     "libgomp1",
@@ -53,7 +54,7 @@ STAMP = ".inputs"
 
 @dataclass(frozen=True)
 class StandIn:
-    """One package to be built: what packages.yaml says of it, for one driver version.
+    """One package to be built: what packages.yaml says of it, for one version.
 
     files: path of a template in lab/standins/nvidia -> (path on the host, octal mode)
     scripts: maintainer script -> path of its template
@@ -61,15 +62,12 @@ class StandIn:
 
     name: str
     version: str
+    package_version: str
+    """The Debian version: the version and the packaging's."""
     description: str
     relations: dict[str, str] = field(default_factory=dict)
     files: dict[str, tuple[str, str]] = field(default_factory=dict)
     scripts: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def package_version(self) -> str:
-        """The Debian version: the driver's and the packaging's."""
-        return f"{self.version}-{NVIDIA_REVISION}"
 
 
 def ensure(site_root: Path, base: Path, progress: Progress) -> None:
@@ -104,7 +102,7 @@ def ensure(site_root: Path, base: Path, progress: Progress) -> None:
 
 
 def standins(catalogue: dict[str, Any]) -> Iterator[StandIn]:
-    """Every package of packages.yaml in every version that its branch has.
+    """Every package of packages.yaml in every version that its branch has, or in its own.
 
     Raises KeyError if an entry lacks a name or a description.
     """
@@ -116,24 +114,30 @@ def standins(catalogue: dict[str, Any]) -> Iterator[StandIn]:
             "package_version": f"{version}-{NVIDIA_REVISION}",
         }
         for entry in catalogue["packages"]:
-            if not entry.get("since_branch", 0) <= branch <= entry.get("until_branch", branch):
-                continue
-            script_name = entry.get("scripts_of", entry["name"])
-            yield StandIn(
-                name=entry["name"].format(**words),
-                version=version,
-                description=entry["description"],
-                relations={
-                    relation.capitalize(): ", ".join(entry[relation]).format(**words)
-                    for relation in ("depends", "provides", "conflicts", "replaces")
-                    if relation in entry
-                },
-                files={
-                    file["from"]: (file["to"], file.get("mode", "644"))
-                    for file in entry.get("files", [])
-                },
-                scripts={script: f"{script_name}.{script}" for script in entry.get("scripts", [])},
-            )
+            if entry.get("since_branch", 0) <= branch <= entry.get("until_branch", branch):
+                yield _standin(entry, words)
+    for entry in catalogue["others"]:
+        yield _standin(entry, {key: entry[key] for key in ("version", "package_version")})
+
+
+def _standin(entry: dict[str, Any], words: dict[str, str]) -> StandIn:
+    """An entry of packages.yaml; `words` fill its name and its relations."""
+    script_name = entry.get("scripts_of", entry["name"])
+    return StandIn(
+        name=entry["name"].format(**words),
+        version=words["version"],
+        package_version=words["package_version"],
+        description=entry["description"],
+        relations={
+            relation.capitalize(): ", ".join(entry[relation]).format(**words)
+            for relation in ("depends", "provides", "conflicts", "replaces")
+            if relation in entry
+        },
+        files={
+            file["from"]: (file["to"], file.get("mode", "644")) for file in entry.get("files", [])
+        },
+        scripts={script: f"{script_name}.{script}" for script in entry.get("scripts", [])},
+    )
 
 
 def _own_source() -> bytes:
@@ -285,7 +289,9 @@ def _build_package(directory: Path, package: StandIn) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(fill(template))
             path.chmod(int(mode, 8))
-        _deb(root, directory / f"{package.name}_{package.package_version}_amd64.deb")
+        # As in a pool, the file's name has no epoch.
+        version = package.package_version.rpartition(":")[2]
+        _deb(root, directory / f"{package.name}_{version}_amd64.deb")
 
 
 def _deb(root: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lab import LabError, base, paths, topology
 from lab.process import Progress
-from lab.site import apt, hub, index
+from lab.site import apt, containers, hub, index, sources
 from lab.tinymodel import build as tinymodel
 
 
@@ -48,13 +48,16 @@ def ensure(progress: Progress | None = None) -> None:
 
 def _ensure_apt(progress: Progress) -> None:
     """The apt repositories, which hold what the hosts' base system lacks."""
-    apt.ensure(paths.SITE_ROOT, base.ensure(progress), progress)
+    system = base.ensure(progress)
+    apt.ensure(paths.SITE_ROOT, system, progress)
+    containers.ensure(paths.SITE_ROOT, system, progress)
 
 
 def _ensure_python_and_models(progress: Progress) -> None:
     """The package index, what is trained with its packages, and the hub that serves that."""
     with_cpu_host = any(host.group == "cpu" for host in topology.hosts())
     index.ensure(paths.SITE_ROOT, progress, cpu_builds=with_cpu_host)
+    sources.ensure(paths.SITE_ROOT, progress)
     tiny_model = tinymodel.ensure(paths.SITE_ROOT / "files", progress) if with_cpu_host else None
     hub.ensure(paths.SITE_ROOT, progress, tiny_model=tiny_model)
 

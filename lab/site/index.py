@@ -49,7 +49,7 @@ CPU_BUILDS = ("0.31.0", "0.32.0")
 STANDIN_VERSIONS = ("0.23.0", "0.30.0", "0.33.0", "0.33.1")
 
 PINS = Path(__file__).with_name("pins")
-TOOLS = ("huggingface-hub==2.4.0", "uv==0.13.9")
+TOOLS = ("huggingface-hub==2.4.0", "setuptools==78.1.1", "uv==0.13.9")
 
 # No build for the CPU is on the package index, and a text model needs none of them.
 NOT_FOR_TEXT = ("torchaudio", "torchcodec", "torchvision")

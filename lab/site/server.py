@@ -8,6 +8,7 @@ The standard library only: it runs with the site host's own python3. What it ser
     /apt /files /keys /simple   files as they are
     /hub                        the Hugging Face Hub's API, as far as huggingface_hub downloads by
                                 it: point HF_ENDPOINT here; without Xet, as a mirror is
+    /v2                         an image registry, as far as `docker pull` reads one
     /_control                   faults to be injected, see `Fault`: GET lists, POST adds one,
                                 DELETE removes all
 
@@ -17,6 +18,7 @@ Each request, but for those to /_control, is one line of JSON in the log: when i
 """
 
 import argparse
+import base64
 import contextlib
 import email.utils
 import fnmatch
@@ -37,12 +39,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-STATIC = ("apt", "files", "keys", "simple")
+STATIC = ("apt", "files", "git", "keys", "nightly", "simple")
+REGISTRY_API = "registry/2.0"
 CHUNK_BYTES = 64 * 1024
 IDLE_CONNECTION_S = 75.0
 CONTROL_BODY_LIMIT_BYTES = 64 * 1024
 
-FAULT_MODES = ("corrupt", "drop", "rate", "stall", "status", "token", "truncate")
+FAULT_MODES = ("corrupt", "drop", "login", "rate", "stall", "status", "token", "truncate")
 # These change what is sent of a body, so they leave requests without one alone.
 BODY_FAULTS = ("corrupt", "rate", "stall", "truncate")
 
@@ -57,6 +60,7 @@ class Fault:
 
     mode: corrupt   one byte of the file, at offset `at`, comes wrong
           drop      the connection is closed without an answer
+          login     401, unless the request carries user and password, `token`, as `Authorization: Basic`
           rate      the body comes at `bytes_per_s`
           stall     after `after_bytes` of the body nothing comes for `seconds`, then the rest
           status    the answer is the HTTP status `status`
@@ -101,6 +105,10 @@ class Fault:
             raise BadRequestError("bytes_per_s must be above 0, after_bytes and seconds not below")
         return fault
 
+    @property
+    def _basic(self) -> str:
+        return base64.b64encode(self.token.encode()).decode()
+
     def fits(self, method: str, path: str, client: str, authorization: str | None) -> bool:
         """Whether it applies to such a request."""
         return (
@@ -110,6 +118,7 @@ class Fault:
             and self.client in {None, client}
             and not (self.mode in BODY_FAULTS and method != "GET")
             and not (self.mode == "token" and authorization == f"Bearer {self.token}")
+            and not (self.mode == "login" and authorization == f"Basic {self._basic}")
         )
 
 
@@ -404,6 +413,25 @@ def content_type(name: str) -> str:
     return f"{guessed}; charset=utf-8" if guessed.startswith("text/") else guessed
 
 
+def registry_answer(root: Path, path: str) -> Answer:
+    """What a registry says to a percent-encoded path below /v2, from files that lie below `root`."""
+    names = [unquote(part) for part in path.split("/")[2:] if part]
+    if not names:
+        return json_answer({}, Docker_Distribution_Api_Version=REGISTRY_API)
+    kind = names[-2] if len(names) > 2 else ""  # noqa: PLR2004 - a name, a kind and a digest
+    file = root.joinpath(*names)
+    unsafe = any(name.startswith(".") or "/" in name or "\0" in name for name in names)
+    if unsafe or kind not in {"blobs", "manifests"} or not file.is_file():
+        code = "MANIFEST_UNKNOWN" if kind == "manifests" else "BLOB_UNKNOWN"
+        error = {"code": code, "message": f"{kind or 'it'} unknown"}
+        return json_answer({"errors": [error]}, HTTPStatus.NOT_FOUND)
+    media = "application/octet-stream"
+    if kind == "manifests":
+        media = json.loads(file.read_text(encoding="utf-8"))["mediaType"]
+    headers = {"Content-Type": media, "Docker-Content-Digest": names[-1], "ETag": f'"{names[-1]}"'}
+    return Answer(HTTPStatus.OK, headers, file)
+
+
 def asked_range(header: str, size: int) -> tuple[int, int] | None:
     """First and last byte that a Range header asks for, of a file of `size` bytes.
 
@@ -534,19 +562,28 @@ class Handler(BaseHTTPRequestHandler):
         return json_answer({"faults": faults.listed()})
 
     def _answer(self, path: str, query: str, body: bytes, fault: Fault | None) -> Answer:
-        if fault is not None and fault.mode == "status":
-            return plain_error(HTTPStatus(fault.status), "injected by /_control")
-        if fault is not None and fault.mode == "token":
-            if self.headers["Authorization"] is None:
-                code, text = "RepoNotFound", "Repository not found"
-            else:
-                code, text = None, "Invalid credentials in Authorization header"
-            return HubError(HTTPStatus.UNAUTHORIZED, code, text).answer
+        if fault is not None and fault.mode in {"login", "status", "token"}:
+            return self._refusal(fault)
         if path.startswith("/hub/"):
             return self.server.hub.answer(self.command, path[4:], parse_qs(query), body)
+        if path == "/v2" or path.startswith("/v2/"):
+            return registry_answer(self.server.root / "registry", path)
         if self.command not in {"GET", "HEAD"}:
             return plain_error(HTTPStatus.METHOD_NOT_ALLOWED, "files are read by GET and HEAD")
         return static_file(self.server.root, path)
+
+    def _refusal(self, fault: Fault) -> Answer:
+        """What a fault that is an answer by itself says."""
+        if fault.mode == "status":
+            return plain_error(HTTPStatus(fault.status), "injected by /_control")
+        if fault.mode == "login":
+            headers = {"WWW-Authenticate": 'Basic realm="mirror"'}
+            return Answer(HTTPStatus.UNAUTHORIZED, headers, b"who are you?\n")
+        if self.headers["Authorization"] is None:
+            code, text = "RepoNotFound", "Repository not found"
+        else:
+            code, text = None, "Invalid credentials in Authorization header"
+        return HubError(HTTPStatus.UNAUTHORIZED, code, text).answer
 
     def _send(self, answer: Answer, fault: Fault | None) -> None:
         """Send an answer, or what of it the request's conditions and the fault leave."""

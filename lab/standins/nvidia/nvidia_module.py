@@ -8,10 +8,12 @@
 A real module takes the version of the driver that was loaded, whatever is installed since; that is
 where "Driver/library version mismatch" comes from, so the two versions are two files here:
 /var/lib/lab/nvidia-module (built, survives a reboot) and /run/lab/nvidia-module-version (loaded).
+What is loaded is also where the real one says so: in /proc/driver/nvidia/version, in its words.
 """
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +27,14 @@ LOADED = ROOT / "run/lab/nvidia-module-version"
 # writable for services whose file system is read-only otherwise.
 USERS = ROOT / "run/lab/gpu"
 USERS_STORE = ROOT / "dev/shm/lab-gpu"
+
+# The kernel's own /proc has no such folder: another one, bound over its parent, stands in for it.
+PROC = ROOT / "run/lab/proc-driver"
+PROC_DRIVER = ROOT / "proc/driver"
+NVRM = """\
+NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build  (lab@minimax-fleet)
+GCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1)
+"""
 
 NO_HEADERS = """\
 Module build for kernel {kernel} was skipped since the
@@ -51,9 +61,19 @@ def build() -> int:
     return 0
 
 
+def show(version: str) -> None:
+    """Say in /proc what is loaded; in a folder of a test, without a mount."""
+    write(PROC / "nvidia/version", NVRM.format(version=version))
+    if Path("/") == ROOT and not (PROC_DRIVER / "nvidia").exists():
+        subprocess.run(["mount", "--bind", PROC, PROC_DRIVER], check=True)
+
+
 def load() -> int:
     """Load what is built, unless a module is loaded already or there is no GPU to drive."""
-    if LOADED.exists() or not BUILT.exists():
+    if LOADED.exists():
+        show(LOADED.read_text().strip())
+        return 0
+    if not BUILT.exists():
         return 0
     try:
         gpus = json.loads(HARDWARE.read_text()).get("gpus", 0)
@@ -62,6 +82,7 @@ def load() -> int:
     if not gpus:
         return 0
     write(LOADED, BUILT.read_text())
+    show(BUILT.read_text().strip())
     USERS_STORE.mkdir(parents=True, exist_ok=True)
     USERS_STORE.chmod(0o1777)
     if not USERS.exists():

@@ -28,8 +28,8 @@ Requires-Python: >=3.10
 WHEEL = """\
 Wheel-Version: 1.0
 Generator: minimax-fleet lab
-Root-Is-Purelib: true
-Tag: py3-none-any
+Root-Is-Purelib: {pure}
+Tag: {tag}
 """
 ENTRY_POINTS = """\
 [console_scripts]
@@ -44,7 +44,7 @@ def build_wheels(dest: Path, versions: Sequence[str]) -> list[Path]:
     one that was (scripts/record_vllm_options.py). The same source makes the same bytes.
     """
     dest.mkdir(parents=True, exist_ok=True)
-    return [_build(dest, version) for version in versions]
+    return [build_wheel(dest, version) for version in versions]
 
 
 def nearest_recording(version: str) -> Path:
@@ -58,20 +58,26 @@ def nearest_recording(version: str) -> Path:
     return min(sorted(OPTIONS.glob("vllm-*.json")), key=distance)
 
 
-def _build(dest: Path, version: str) -> Path:
+def build_wheel(
+    dest: Path, version: str, *, tag: str = "py3-none-any", library: bytes | None = None
+) -> Path:
+    """Write one wheel. `library` is a compiled vllm._C, for which `tag` has to name a platform."""
+    dest.mkdir(parents=True, exist_ok=True)
     info = f"vllm-{version}.dist-info"
     files = {
         path.relative_to(SOURCE).as_posix(): path.read_bytes()
         for path in sorted(SOURCE.rglob("*.py"))
     }
     files["vllm/VERSION"] = f"{version}\n".encode()
+    if library is not None:
+        files["vllm/_C.abi3.so"] = library
     files["vllm/options.json"] = nearest_recording(version).read_bytes()
     files[f"{info}/METADATA"] = METADATA.format(version=version).encode()
-    files[f"{info}/WHEEL"] = WHEEL.encode()
+    files[f"{info}/WHEEL"] = WHEEL.format(pure=str(library is None).lower(), tag=tag).encode()
     files[f"{info}/entry_points.txt"] = ENTRY_POINTS.encode()
     record = [f"{name},sha256={_digest(content)},{len(content)}" for name, content in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
-    wheel = dest / f"vllm-{version}-py3-none-any.whl"
+    wheel = dest / f"vllm-{version}-{tag}.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             entry = zipfile.ZipInfo(name, EPOCH)

@@ -17,7 +17,6 @@ from vllm.version import __version__
 
 def serve(options: argparse.Namespace) -> None:
     """Load and serve until told to stop; what goes wrong before that is raised."""
-    config.validate_options(options)
     model = options.model_tag or options.model
     log("INFO", "api_utils.py:347", f"vLLM server version {__version__}, serving model {model}")
     log("INFO", "api_utils.py:286", f"non-default args: {non_default(options)}")

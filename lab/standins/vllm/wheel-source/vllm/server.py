@@ -82,6 +82,7 @@ class Server(ThreadingHTTPServer):
         self.draining = False
         self.pieces: dict[int, str] = {}
         self._asked_to_stop = threading.Event()
+        self._signalled = False
         self._connections: dict[socket.socket, bool] = {}
         self._lock = threading.Lock()
 
@@ -99,10 +100,12 @@ class Server(ThreadingHTTPServer):
         write("INFO:     Application startup complete.")
         threading.Thread(target=self.serve_forever, args=(POLL_S,), daemon=True).start()
         threading.Thread(target=self._report, daemon=True).start()
-        while not self._asked_to_stop.wait(POLL_S):
+        while not self._signalled:
+            time.sleep(POLL_S)
             if self.engine.dead.is_set():
                 break
         else:
+            self._asked_to_stop.set()
             self._stop_engine()
         write("INFO:     Shutting down")
         self.shutdown()
@@ -127,7 +130,8 @@ class Server(ThreadingHTTPServer):
             self._connections[connection] = is_busy
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._asked_to_stop.set()
+        # Not the event itself: its lock may be held by the very code that the signal interrupts.
+        self._signalled = True
 
     def _stop_engine(self) -> None:
         """Let the requests end, if there is time for that, and end the engine."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from vllm import bench
-from vllm.arguments import EPILOG, USAGE, Parser, add_serve_options
+from vllm.arguments import EPILOG, Parser
+from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.logger import log
-from vllm.serve import serve
 from vllm.version import __version__, release
 
 DOWNLOADS_KERNELS_SINCE = (0, 32)
@@ -18,20 +18,16 @@ def main() -> None:
     parser = Parser(prog="vllm", description="vLLM CLI", epilog=EPILOG)
     parser.add_argument("-v", "--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=False, dest="subparser")
-    serving = commands.add_parser(
-        "serve",
-        description="Launch a local OpenAI-compatible API server.",
-        usage=USAGE,
-        epilog=EPILOG,
-    )
-    add_serve_options(serving)
+    serve = ServeSubcommand()
+    serve.subparser_init(commands)
     bench.add_command(commands)
     if release() >= DOWNLOADS_KERNELS_SINCE:
         kernels = commands.add_parser("download-kernels", usage="vllm download-kernels [--dry-run]")
         kernels.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
-    if options.subparser == "serve":
-        serve(options)
+    if options.subparser == serve.name:
+        serve.validate(options)
+        serve.cmd(options)
     elif options.subparser == "bench":
         sys.exit(bench.run(options))
     elif options.subparser == "download-kernels":

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from vllm.arguments import Parser, add_serve_options
+from vllm.entrypoints.openai.cli_args import (
+    FlexibleArgumentParser,
+    make_arg_parser,
+    validate_parsed_serve_args,
+)
 from vllm.serve import serve
 
 
 def main() -> None:
     """Serve what the command line says."""
-    parser = Parser(prog="api_server.py", description="vLLM OpenAI-Compatible RESTful API server.")
-    add_serve_options(parser)
-    serve(parser.parse_args())
+    description = "vLLM OpenAI-Compatible RESTful API server."
+    parser = make_arg_parser(FlexibleArgumentParser(prog="api_server.py", description=description))
+    options = parser.parse_args()
+    validate_parsed_serve_args(options)
+    serve(options)
 
 
 if __name__ == "__main__":
