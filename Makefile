@@ -1,14 +1,14 @@
 # minimax-fleet: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm check quick lab-up lab-down bench golden lock
+.PHONY: help setup demo test test-thorough test-vllm check quick lab-up lab-down bench golden lock
 
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete ## Install what this machine needs: a Python environment from requirements.lock
 
@@ -25,9 +25,12 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 demo: setup ## Build a lab site on this machine, roll MiniMax out to it, and ask it a question
 	@$(BIN)/python -m lab.demo
 
-test: check ## Everything: style, types, unit, template and lab tests (builds the lab on first use)
+test: check ## Style, types, unit, template and lab tests, but for the thorough ones (builds the lab on first use)
 	@echo "test: unit and template tests, a dot each; then the lab's, which say what they are doing"
-	@$(BIN)/pytest tests/unit tests/templates tests/lab
+	@$(BIN)/pytest -m "not thorough" tests/unit tests/templates tests/lab
+
+test-thorough: setup ## The lab tests that `make test` leaves out: what takes long or repeats a fault at further points (20 minutes)
+	@$(BIN)/pytest -m thorough tests/lab
 
 check: setup ## Style and types
 	@echo "check: style"

@@ -298,13 +298,15 @@ def host_variables(plan: HostPlan, keep: Callable[[File], str]) -> dict[str, Any
         raise BenchError(f"{plan.name}: the playbook has no words for services with an API key")
     if plan.spec.driver is None or plan.spec.mirrors.index is None:
         raise BenchError(f"{plan.name}: the playbook wants a driver and a package index")
-    files = {file.path: file for file in (*plan.system_files, *plan.staged_files)}
+    whole = (*plan.system_files, *plan.repository_files("apt"), *plan.staged_files)
+    files = {file.path: file for file in whole}
 
     def kept(*chosen: File) -> list[dict[str, str]]:
         return [{"path": file.path, "mode": file.mode, "src": keep(file)} for file in chosen]
 
     # With headers taken as given: the playbook asks for those of the kernel that it finds.
-    driver = plan.driver_request({**system, "kernel": "", "kernel_headers": True})
+    kernel = {"kernel": "", "kernel_headers": True, "next_kernel": None}
+    driver = plan.driver_request({**system, **kernel})
     name, comment, home, shell = service_user(repository_file("files/sysusers.conf"))
     return {
         "apt_files": kept(*(file for path, file in files.items() if path.startswith("/etc/apt/"))),
@@ -437,9 +439,10 @@ def check_same_state(fleet: Fleet, site: Site) -> None:
 
 def differences(plan: HostPlan, seen: Mapping[str, Any]) -> Iterable[str]:
     """What is not as planned, of what the playbook is to bring about."""
+    whole = (*plan.system_files, *plan.repository_files("apt"), *plan.driver_files(seen["os"]))
     files = [
         file
-        for file in (*plan.system_files, *plan.driver_files(seen["os"]), *plan.installed_files)
+        for file in (*whole, *plan.installed_files)
         if file.path.startswith(("/etc/apt/", "/etc/sysctl.d/", "/etc/systemd/", MODULES))
     ]
     for file in files_to_write(files, seen):

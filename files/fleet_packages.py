@@ -1,11 +1,15 @@
-"""Distribution packages and the NVIDIA driver: the long verbs `packages` and `driver`."""
+"""Distribution packages, by apt or dnf: the long verbs `packages` and `exporter`."""
 
 from __future__ import annotations
 
-import shutil
+import fnmatch
+import http.client
+import pathlib
 import time
 
 import fleet_host as core
+
+QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l"}
 
 
 def packages(request):
@@ -13,72 +17,148 @@ def packages(request):
 
     Says whether any was installed.
     """
-    quiet = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l"}
-    finish_interrupted_installation(quiet)
+    finish_interrupted_installation(QUIET)
     for unit in request["mask"]:
         core.run("systemctl", "mask", unit)
     state = core.packages_state(list(request["packages"]))
-    wanted = [
-        f"{name}={version}" if version else name
+    wanted = {
+        name: version
         for name, version in request["packages"].items()
         if not core.installed(state[name], version)
-    ]
+    }
+    # With dnf: names of dependencies, too, with `*` in them, and the version that they are kept at.
+    locks = request.get("lock", {})
     if wanted:
-        core.say(f"packages: {', '.join(wanted)}")
-        core.run_long("packages: reading the repositories", *core.APT, "update", env=quiet)
-        core.run_long(
-            "packages: installing",
-            *core.APT,
-            "install",
-            "--allow-downgrades",
-            "--allow-change-held-packages",
-            *wanted,
-            env=quiet,
-        )
-    pinned = [name for name, version in request["packages"].items() if version]
-    if pinned:
-        core.run("apt-mark", "hold", *pinned)
+        core.say(f"packages: {', '.join(words(wanted))}")
+        install(wanted, locks)
+    hold([name for name, version in request["packages"].items() if version], locks)
     return bool(wanted)
 
 
+def words(wanted):
+    """Names with their versions as the package manager takes them."""
+    between = "-" if core.package_manager() == "dnf" else "="
+    return [f"{name}{between}{version}" if version else name for name, version in wanted.items()]
+
+
+def install(wanted, locks):
+    """Packages installed, be they held at another version; those of another branch make way."""
+    if core.package_manager() == "dnf":
+        # A lock hides every other version.
+        unhold([*wanted, *locks])
+        core.run_long(
+            "packages: installing",
+            *(*core.DNF, "--refresh", "--best", "--allowerasing", "install", *words(wanted)),
+        )
+        return
+    core.run_long("packages: reading the repositories", *core.APT, "update", env=QUIET)
+    core.run_long(
+        "packages: installing",
+        *(*core.APT, "install", "--allow-downgrades", "--allow-change-held-packages"),
+        *words(wanted),
+        env=QUIET,
+    )
+
+
+def hold(names, locks):
+    """Packages kept at the version that they have; with dnf also what of `locks` is installed at its
+    version, for an update of the host fails where only some of what belongs together are locked."""
+    if core.package_manager() != "dnf":
+        if names:
+            core.run("apt-mark", "hold", *names)
+        return
+    if locks:
+        listed = core.run("rpm", "-qa", "--qf", "%{NAME}\\t%{VERSION}-%{RELEASE}\\n").stdout
+        there = [line.split("\t") for line in listed.splitlines()]
+        names = {*names, *(name for name, version in there if is_of(locks, name, version))}
+    held = core.packages_state(sorted(names))
+    free = [name for name, state in held.items() if state and not state["held"]]
+    if free:
+        unhold(free)
+        core.run(*core.DNF, "--quiet", "versionlock", "add", *free)
+
+
+def is_of(locks, name, version):
+    """Is a package one that `locks` keep, and at their version?"""
+    return any(
+        fnmatch.fnmatchcase(name, pattern) and fnmatch.fnmatchcase(version, wanted)
+        for pattern, wanted in locks.items()
+    )
+
+
+def unhold(patterns):
+    """What is held of these packages, `*` in their names, is released. Its names."""
+    if core.package_manager() == "dnf":
+        # The plugin itself would match a `*` against versions, too.
+        names = {lock.rsplit("-", 2)[0] for lock in core.version_locks()}
+        command = (*core.DNF, "--quiet", "versionlock", "delete")
+    else:
+        names = set(core.run("apt-mark", "showhold").stdout.split())
+        command = ("apt-mark", "unhold")
+    held = sorted(
+        name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
+    if held:
+        core.run(*command, *held)
+    return held
+
+
+EXPORTER_TIMEOUT_S = 60
+"""How long the exporter may take until it answers: it looks at every GPU first."""
+
+
+def exporter(request):
+    """DCGM's exporter installed, enabled and answering by its drop-in; or ours ended, without one."""
+    unit, path = request["unit"], pathlib.Path(request["drop_in"])
+    if request["content"] is None:
+        if core.unit_state(unit)["loaded"]:
+            core.run("systemctl", "disable", "--quiet", "--now", unit)
+        path.unlink(missing_ok=True)
+        core.run("systemctl", "daemon-reload")
+        core.say(f"{unit} is stopped and disabled")
+        return
+    packages(request)
+    core.write_if_other(path, request["content"].encode())
+    core.run("systemctl", "daemon-reload")
+    core.run("systemctl", "enable", "--quiet", unit)
+    core.run("systemctl", "reset-failed", unit, check=False)
+    core.run("systemctl", "restart", unit, check=False)
+    deadline = time.monotonic() + EXPORTER_TIMEOUT_S
+    while (problem := exporter_problem(request)) is not None:
+        if time.monotonic() > deadline:
+            said = "\n".join(core.journal(unit))
+            raise core.HostError(f"{unit}: {problem}\n{said}")
+        time.sleep(1)
+    core.say(f"{unit} answers on port {request['port']}")
+
+
+def exporter_problem(request):
+    """What is wrong with the exporter now, in a line; None where its process is as planned and answers."""
+    state = core.unit_state(request["unit"])
+    if (state["active"], state["stamp"]) != ("active", request["stamp"]):
+        return f"{state['active']}, {state['result']}"
+    where = f"/metrics at port {request['port']}"
+    connection = http.client.HTTPConnection(request["host"], request["port"], timeout=5)
+    try:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read()
+    except (OSError, http.client.HTTPException) as error:
+        return f"{where}: {core.reason(error)}"
+    finally:
+        connection.close()
+    return None if b"DCGM_FI_" in text else f"{where} has no metrics of DCGM's"
+
+
 def finish_interrupted_installation(env):
-    """Configures what a killed installation left unpacked; waits for whoever holds dpkg's lock."""
+    """Configures what a killed installation left unpacked; waits for whoever holds dpkg's lock.
+
+    dnf waits by itself, and rpm leaves nothing to configure.
+    """
+    if core.package_manager() == "dnf":
+        return
     deadline = time.monotonic() + core.LOCK_TIMEOUT_S
     while core.run("dpkg", "--audit").stdout.strip():
         done = core.run("dpkg", "--configure", "-a", check=False, env=env)
         if (done.returncode and "lock" not in done.stderr) or time.monotonic() > deadline:
             raise core.HostError(f"dpkg --configure -a: {done.stderr.strip()}")
         time.sleep(1)
-
-
-def driver(request):
-    """The NVIDIA driver at its version: installed, its daemons running, every GPU answering."""
-    # Packages of two branches exclude each other, which apt cannot solve around a hold of ours.
-    held = set(core.run("apt-mark", "showhold").stdout.split()) & set(request["unhold"])
-    if held:
-        core.run("apt-mark", "unhold", *sorted(held))
-    changed = packages(request)
-    if shutil.which("modprobe"):
-        # Best effort: whether the driver works is what nvidia-smi is asked below.
-        core.run("modprobe", "nvidia-uvm", check=False)
-    # All of them before any is started: what cannot run beside the old module runs after a reboot.
-    core.run("systemctl", "enable", "--quiet", *request["start"])
-    # Restarting the fabric manager under running services would end them.
-    verb = "restart" if changed and not core.active_services() else "start"
-    for unit in request["start"]:
-        core.run("systemctl", verb, unit, check=False)
-    seen = core.gpus_state()
-    if seen["devices"] is None:
-        raise core.HostError(
-            f"driver {request['version']}: {seen['error'] or 'nvidia-smi is missing'}"
-        )
-    for unit in request["start"]:
-        if core.unit_state(unit)["active"] != "active":
-            raise core.HostError(f"{unit} does not run:\n" + "\n".join(core.journal(unit)))
-    versions = sorted({device["driver"] for device in seen["devices"]})
-    if len(seen["devices"]) != request["gpus"] or versions != [request["version"]]:
-        raise core.HostError(
-            f"driver {request['version']}: nvidia-smi sees {len(seen['devices'])}/{request['gpus']} "
-            f"GPUs with driver {', '.join(versions)}"
-        )
-    core.say(f"driver {request['version']}: {len(seen['devices'])} GPUs")

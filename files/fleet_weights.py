@@ -28,7 +28,9 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 def weights(request):
     """A model at a pinned revision: fetched beside its place, every hash checked, then renamed."""
     path = pathlib.Path(request["path"])
-    if core.weights_complete(path):
+    locked = request["files"]
+    named = locked and core.weights_digest({name: file[1] for name, file in locked.items()})
+    if core.weights_complete(path, named):
         return
     partial = core.partial_of(request)
     partial.mkdir(parents=True, exist_ok=True)
@@ -70,9 +72,34 @@ def hub_files(request):
     url = f"{request['hub']}/api/models/{request['repository']}/revision/{request['revision']}?blobs=true"
     try:
         with core.open_url(url) as response:
-            return dict(map(hub_file, json.load(response)["siblings"]))
+            listed = dict(map(hub_file, json.load(response)["siblings"]))
     except (OSError, http.client.HTTPException, *core.ODD_JSON) as error:
         raise core.HostError(f"{url}: {core.reason(error)}") from error
+    return listed if request["files"] is None else as_locked(request, listed)
+
+
+def as_locked(request, listed):
+    """The files with the hashes that are locked, whatever the hub says; refused where it has others."""
+    locked = request["files"]
+    for name in sorted({*listed, *locked}):
+        if name not in locked:
+            what = f"has a file {name}, which is not in the lock"
+        elif name not in listed:
+            what = f"has no {name}, which is in the lock"
+        elif listed[name]["size"] != locked[name][0]:
+            what = f"has {listed[name]['size']} bytes of {name}, and the lock {locked[name][0]}"
+        elif listed[name]["sha256"] not in (None, locked[name][1]):
+            what = f"names {listed[name]['sha256'][:12]}… of {name}, and the lock {locked[name][1][:12]}…"
+        else:
+            continue
+        place = f"{request['repository']} at {request['revision'][:12]}"
+        raise core.HostError(
+            f"{place}: {request['hub']} {what}; a commit never changes: find out why"
+        )
+    return {
+        name: {"size": size, "sha256": sha256, "blob": None}
+        for name, (size, sha256) in locked.items()
+    }
 
 
 def hub_file(file):

@@ -290,12 +290,56 @@ class CudaLine(Model):
     cure: str
 
 
+class Repositories(Model):
+    """Where sources are, if no mirror says otherwise."""
+
+    nightly: str
+    vllm: str
+    deep_gemm: str
+
+
+class Since(Model):
+    """What holds of a range of vLLM versions, and where that is from."""
+
+    vllm: str
+    source: str
+
+
+class TritonKernels(Since):
+    requirement: str
+
+
+class Nightly(Since):
+    """A fix that nightly builds and sources before it lack; `vllm` is where all have it."""
+
+    commit: str
+    families: list[str]
+    why: str
+
+
+class Runtime(Model):
+    """How vLLM is built and what it brings along, by version."""
+
+    repositories: Repositories
+    fix: Nightly
+    triton_kernels: TritonKernels
+    copied_libraries: Since
+    """Versions whose library is called vllm._C, which the guides' copying cures."""
+    bundled_deep_gemm: Since
+    deep_gemm_cuda: str
+    """Oldest CUDA toolkit that DeepGEMM builds with."""
+    download_kernels: Since
+
+
 class Tools(Model):
+    runtime: Runtime
     release_bytes: int
+    image_bytes: int
     cuda: list[CudaLine]
     uv: PinnedUv
     hub: PinnedTool
-    packages: list[str]
+    packages: dict[str, list[str]]
+    """Of the distribution, by package manager."""
 
 
 class Catalog(Model):

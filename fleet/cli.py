@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,8 +18,9 @@ from rich.text import Text
 
 from fleet import documents, inventory, markdown, options, picture, placement, show
 from fleet.catalog import catalog
-from fleet.errors import BAD_INPUT, SiteError, did_you_mean
+from fleet.errors import BAD_INPUT, Problem, SiteError, did_you_mean
 from fleet.inventory import Site
+from fleet.lock import Lock
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -143,7 +145,7 @@ def status(inventory_file: Inventory, limit: Limit = None, as_json: Json = False
     """What each host serves now: one question to each, nothing changed."""
     from fleet.status import rows
 
-    site = _load(inventory_file, limit)
+    site = _load(inventory_file, limit, lock_may_differ=True)
     found = rows(site, inventory_file)
     if as_json:
         _json(found)
@@ -153,13 +155,136 @@ def status(inventory_file: Inventory, limit: Limit = None, as_json: Json = False
         raise typer.Exit(1)
 
 
-def _load(inventory_file: Path, limit: list[str] | None) -> Site:
+@app.command()
+def history(inventory_file: Inventory, limit: Limit = None, as_json: Json = False) -> None:
+    """What each host has served, and what it can go back to; nothing changed."""
+    from fleet.status import histories
+
+    found = histories(_load(inventory_file, limit, lock_may_differ=True), inventory_file)
+    if as_json:
+        _json(found)
+    else:
+        Console(width=max(TABLE_WIDTH, console.width)).print(_table(HISTORY_COLUMNS, found))
+    if any(row["state"] == "cannot be reached" for row in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def lock(
+    inventory_file: Inventory,
+    upgrade: Annotated[
+        list[str] | None,
+        typer.Option("--upgrade", help="a package, or a model, that need not stay as it is locked"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="write nothing; exit 1 if the lock would change")
+    ] = False,
+    python: Annotated[
+        str | None,
+        typer.Option(help="version of the hosts' /usr/bin/python3, so that they need not be asked"),
+    ] = None,
+) -> None:
+    """Pin what a roll-out installs: wheels, models, driver, by hash; into locks/SITE.lock."""
+    from fleet import lock as locks
+
+    site = _load(inventory_file, None, with_lock=False)
+    plans = list(site.plans.values())
+    path = locks.lock_path(inventory_file)
+    before = _site_lock(inventory_file)
+    names = locks.upgradable(plans, before)
+    moving = [locks.canonical(name) for name in upgrade or ()]
+    for name in moving:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise _refusal(f"--upgrade {name}: nothing of that name is locked{hint}")
+    if python is not None and not re.fullmatch(r"3\.[0-9]+", python):
+        raise _refusal(f"--python {python!r} is no version of Python; write for example 3.11")
     try:
-        return inventory.load(inventory_file, limit=limit or ())
+        if python is None and locks.needs_python(plans, before, moving):
+            python = locks.common_python(_pythons(site, inventory_file))
+        # Only now: gevent changes modules that it imports, for the hosts' connections.
+        from fleet.locking import Wanted, resolve
+
+        wanted = Wanted(before=before, upgrade=moving, python=python, say=_to_stderr)
+        after = resolve(plans, wanted)
+    except locks.LockingError as error:
+        typer.secho(f"error: {Problem(path, str(error))}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    changes = locks.changes(before, after)
+    text = locks.write(after, str(inventory_file))
+    if before is None:
+        console.print(f"{path}: {show.lock_summary(after)}")
+    elif changes:
+        _print(show.lock_changes(changes))
+    as_before = before is not None and not changes
+    if check:
+        console.print(f"{path}: {'is up to date' if as_before else 'would change'}")
+        raise typer.Exit(0 if as_before else 1)
+    _write_lock(Path(path), text)
+    console.print(f"{path}: {'nothing changed' if as_before else 'written; review and commit it'}")
+
+
+def _site_lock(inventory_file: Path) -> Lock | None:
+    try:
+        found = inventory.lock_file(inventory_file, Path.cwd())
     except SiteError as error:
-        for problem in error.problems:
-            typer.secho(f"error: {problem}", fg="red", err=True)
-        raise typer.Exit(BAD_INPUT) from error
+        raise _refusals(error) from error
+    return found.content if found else None
+
+
+def _pythons(site: Site, inventory_file: Path) -> dict[str, str]:
+    """The version of each host's own Python, of those that answer."""
+    from fleet.connection import states
+
+    _to_stderr("asking the hosts for the version of their /usr/bin/python3")
+    return {
+        name: ".".join(seen["os"]["python"].split(".")[:2])
+        for name, seen in states(site, inventory_file).items()
+        if seen is not None
+    }
+
+
+def _to_stderr(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _write_lock(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise _refusal(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _load(
+    inventory_file: Path,
+    limit: list[str] | None,
+    *,
+    with_lock: bool = True,
+    lock_may_differ: bool = False,
+) -> Site:
+    try:
+        site = inventory.load(
+            inventory_file,
+            limit=limit or (),
+            with_lock=with_lock,
+            lock_may_differ=lock_may_differ,
+        )
+    except SiteError as error:
+        raise _refusals(error) from error
+    if lock_may_differ:
+        for note in site.notes:
+            typer.secho(f"note: {note}", fg="yellow", err=True)
+    return site
+
+
+def _refusals(error: SiteError) -> typer.Exit:
+    for problem in error.problems:
+        typer.secho(f"error: {problem}", fg="red", err=True)
+    return typer.Exit(BAD_INPUT)
 
 
 def _show_differences(site: Site, inventory_file: Path, as_json: bool) -> None:
@@ -237,6 +362,19 @@ def _status_table(found: list[dict[str, Any]]) -> Table:
     for row in found:
         style = None if row["ok"] else "red"
         table.add_row(*(row[column] for column in COLUMNS), style=style)
+    return table
+
+
+HISTORY_COLUMNS = ("host", "passed", "release", "services", "revisions", "generation", "state")
+
+
+def _table(columns: tuple[str, ...], found: list[dict[str, Any]]) -> Table:
+    """Rows as a table; only the last column may be folded."""
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    for row in found:
+        table.add_row(*(row[column] for column in columns))
     return table
 
 

@@ -204,6 +204,11 @@ def systemd_word(word: str) -> str:
     return _quoted(word.replace("%", "%%").replace("$", "$$"))
 
 
+def systemd_line(words: Iterable[str]) -> str:
+    """Words for ExecStart=, in a line."""
+    return " ".join(map(systemd_word, words))
+
+
 def systemd_assignment(name: str, value: str) -> str:
     """One `NAME=value` for Environment=, where `%` is special and `$` is not."""
     return _quoted(f"{name}={value.replace('%', '%%')}")

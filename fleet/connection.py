@@ -40,7 +40,7 @@ def states(site: Site, inventory_file: Path) -> dict[str, dict[str, Any] | None]
 
         def look(host: Any) -> None:
             with ctx_host.use(host), suppress(PyinfraError):
-                found[host.name] = facts.seen().state
+                found[host.name] = facts.seen(outside=False).state
 
         gevent.joinall([state.pool.spawn(look, host) for host in state.activated_hosts])
         disconnect_all(state)

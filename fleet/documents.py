@@ -18,6 +18,7 @@ def host_document(host: HostPlan) -> dict[str, Any]:
         "gpu_count": host.spec.gpu_count,
         "driver": host.spec.driver.version if host.spec.driver else None,
         "release": host.release.id,
+        "locked": host.release.lock is not None,
         "services": [
             {
                 **service.document(),

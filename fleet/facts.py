@@ -45,6 +45,18 @@ class HostState(FactBase[dict[str, Any]]):
         return dict(_answer(output))
 
 
+class Spare(FactBase[dict[str, Any]]):
+    """What nothing on a host needs any more, as `fleet_host.py spare` answers it."""
+
+    @override
+    def command(self) -> str:
+        return f'python3 -c "{BOOTSTRAP}" spare'
+
+    @override
+    def process(self, output: list[str]) -> dict[str, Any]:
+        return dict(_answer(output))
+
+
 class GateResults(FactBase[Any]):
     """What the gate says of services, as `fleet_host.py gate` answers it."""
 
@@ -81,14 +93,23 @@ class Seen:
 
 
 _site: Site | None = None
+_given: dict[str, str] = {}
 _seen: dict[str, Seen] = {}
 
 
-def use(site: Site) -> None:
-    """From now on, plans are this site's; what was seen of hosts before is forgotten."""
+def use(site: Site, given: Mapping[str, str] | None = None) -> None:
+    """From now on, plans are this site's; what was seen of hosts before is forgotten. `given` is what
+    the command line says to a task."""
     global _site  # noqa: PLW0603 - pyinfra runs one inventory in a process
     _site = site
     _seen.clear()
+    _given.clear()
+    _given.update(given or {})
+
+
+def given(name: str) -> str | None:
+    """What `--data NAME=…` says to a task; None where it says nothing."""
+    return _given.get(name)
 
 
 def site() -> Site:
@@ -103,24 +124,32 @@ def plan() -> HostPlan:
     return site().plans[current_host.name]
 
 
-def seen() -> Seen:
-    """The current host's state; asked for on first use."""
+def seen(*, outside: bool = True) -> Seen:
+    """The current host's state; asked for on first use. `outside`: see HostPlan.question."""
     host = current_host
     if host.name not in _seen:
         send_at_once(host)
         began = time.time()
-        state = look()
+        state = look(outside=outside)
         offset = state["time"] - (began + time.time()) / 2
         _seen[host.name] = Seen(state=state, clock_offset_s=offset)
     return _seen[host.name]
 
 
-def look() -> dict[str, Any]:
+def look(*, outside: bool = True) -> dict[str, Any]:
     """The current host's state as it is now."""
-    state = ask(HostState, plan().question())
+    state = ask(HostState, plan().question(outside=outside))
     if not state:
         raise PyinfraError(f"{current_host.name}: the host could not be looked at; see above")
     return dict(state)
+
+
+def spare() -> dict[str, Any]:
+    """What nothing on the current host needs any more."""
+    found = ask(Spare, plan().prune_request())
+    if not found:
+        raise PyinfraError(f"{current_host.name}: the host could not be looked at; see above")
+    return dict(found)
 
 
 def ask(fact: type[FactBase[Any]], request: Mapping[str, Any]) -> Any:
@@ -142,6 +171,13 @@ def stale_hosts(is_stale: Any) -> tuple[str, ...]:
     )
 
 
+def in_wave(number: int, is_stale: Any) -> bool:
+    """Is the current host in this wave of the hosts for which `is_stale(plan, state)` holds?"""
+    # Known only once every host has been looked at, which is why operations ask as they run.
+    waves = site().waves(stale_hosts(is_stale))
+    return number < len(waves) and current_host.name in waves[number]
+
+
 @cache
 def packed_program() -> str:
     """files/fleet_host.py, compressed, as one line."""
@@ -150,10 +186,28 @@ def packed_program() -> str:
     ).decode()
 
 
+ALIVE = {
+    "TCP_KEEPIDLE": 15,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 4,
+    "TCP_USER_TIMEOUT": 35_000,
+}
+"""When a silent connection is asked, how often, and when it is given up: seconds, the last in ms."""
+
+
 def send_at_once(host: Host) -> None:
-    """Turns Nagle's algorithm off: paramiko leaves it on, and each command then costs about 40 ms more."""
+    """Turns Nagle's algorithm off: paramiko leaves it on, and each command then costs about 40 ms more.
+
+    And has the kernel ask whether the other side is still there: a host that lost its power says nothing,
+    and who only listens would wait for ever.
+    """
     client = getattr(host.connector, "client", None)
     transport = client.get_transport() if client is not None else None
     connection = getattr(transport, "sock", None)
     if isinstance(connection, socket.socket):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # Other systems than Linux call some of them otherwise, or have only some.
+        for name, value in ALIVE.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -21,14 +21,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fleet.errors import Problem, SiteError, did_you_mean
+from fleet.lock import LockFile, lock_path, unpinned
+from fleet.lock import read as read_lock
 from fleet.plan import HostPlan
 from fleet.planner import RECIPE_FILES, Planner, Texts
 from fleet.spec import (
     CAPABILITY,
+    CUDA_LINE,
     DRIVER_VERSION,
     NAME,
     PACKAGE,
     PLAIN_WORDS,
+    SHA256,
     TORCH_BACKEND,
     VERSION,
     HostSpec,
@@ -76,6 +80,8 @@ class Site:
     plans: Mapping[str, HostPlan]
     addresses: Mapping[str, str]
     """Host name to the address of its public ports."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the lock, and what stops nothing."""
 
     def waves(self, hosts: Iterable[str]) -> tuple[tuple[str, ...], ...]:
         """The order in which these hosts are cut over. The size of a batch is the whole run's, the
@@ -95,11 +101,15 @@ def load(  # noqa: PLR0913 - as many as pyinfra has
     folders: Sequence[str | Path] = (),
     cwd: Path | None = None,
     connecting: bool = False,
+    with_lock: bool = True,
+    lock_may_differ: bool = False,
 ) -> Site:
     """The site of an inventory file, planned.
 
     `limit` and `exclude` are pyinfra's (group names or host patterns), `overrides` its `--data`,
-    `folders` its `--group-data`. `connecting` also asks for what is needed to reach hosts. Raises
+    `folders` its `--group-data`. `connecting` also asks for what is needed to reach hosts. Without
+    `with_lock` the plans are made as if there were no lock; where `lock_may_differ`, also if there is
+    one that does not answer group data, which is then a note: for what installs nothing. Raises
     SiteError with every problem found.
     """
     path = Path(inventory)
@@ -107,14 +117,32 @@ def load(  # noqa: PLR0913 - as many as pyinfra has
     hosts = select(
         read(path, folders=folders, cwd=cwd, overrides=overrides or {}), path, limit, exclude
     )
-    plans, problems = _plan(hosts, path, cwd)
+    lock = lock_file(path, cwd) if with_lock else None
+    plans, problems = _plan(hosts, path, cwd, lock)
+    notes: list[str] = []
+    if lock_may_differ and lock is not None and problems:
+        notes = list(dict.fromkeys(map(str, problems)))
+        plans, problems = _plan(hosts, path, cwd, None)
+    elif not lock_may_differ:
+        notes = list(unpinned(plans.values(), lock, path))
     if connecting:
         problems.extend(_missing_ssh_files(hosts, cwd))
     if problems:
         raise SiteError(problems)
     return Site(
-        inventory=path, plans=plans, addresses={host.name: host.address[0] for host in hosts}
+        inventory=path,
+        plans=plans,
+        addresses={host.name: host.address[0] for host in hosts},
+        notes=tuple(notes),
     )
+
+
+def lock_file(inventory: Path, cwd: Path) -> LockFile | None:
+    """The lock of an inventory, None where there is none. Raises SiteError for one that is no lock."""
+    path = lock_path(inventory)
+    if not (cwd / path).exists():
+        return None
+    return LockFile(path, str(inventory), read_lock(path, _text(path, cwd)))
 
 
 def read(
@@ -359,7 +387,7 @@ def _missing_ssh_files(hosts: Sequence[Host], cwd: Path) -> Iterator[Problem]:
 
 
 def _plan(
-    hosts: Sequence[Host], path: Path, cwd: Path
+    hosts: Sequence[Host], path: Path, cwd: Path, lock: LockFile | None
 ) -> tuple[dict[str, HostPlan], list[Problem]]:
     plans: dict[str, HostPlan] = {}
     problems: list[Problem] = []
@@ -377,7 +405,7 @@ def _plan(
         data = {key: value for key, value in host.data.items() if not _is_pyinfras(key)}
         key = f"{group}\n{data!r}\n{host.origins.get('services')}"
         if key not in alike:
-            alike[key] = _plan_one(host, group, data, path, cwd, problems)
+            alike[key] = _plan_one(host, group, data, path, cwd, problems, lock)
         plan = alike[key]
         if plan is not None:
             plans[host.name] = replace(plan, name=host.name)
@@ -388,8 +416,14 @@ def _is_pyinfras(key: object) -> bool:
     return key in CONNECTION_KEYS or bool(GLOBAL_ARGUMENT.fullmatch(str(key)))
 
 
-def _plan_one(  # noqa: PLR0913 - a host, and where it is from
-    host: Host, group: str, data: dict[str, Any], path: Path, cwd: Path, problems: list[Problem]
+def _plan_one(  # noqa: PLR0913, PLR0917 - a host, and where it is from
+    host: Host,
+    group: str,
+    data: dict[str, Any],
+    path: Path,
+    cwd: Path,
+    problems: list[Problem],
+    lock: LockFile | None,
 ) -> HostPlan | None:
     try:
         spec = HostSpec.model_validate(data)
@@ -397,16 +431,17 @@ def _plan_one(  # noqa: PLR0913 - a host, and where it is from
         problems.extend(_explain(error, host, path, data))
         return None
     texts = Texts(_secrets(spec, cwd), _keys(spec, cwd), _documents(spec, cwd))
-    planner = Planner(host.origins, texts)
+    planner = Planner(host.origins, texts, lock)
     plan = planner.plan(host.name, group, spec)
     problems.extend(planner.problems)
     return plan
 
 
 def _secrets(spec: HostSpec, cwd: Path) -> dict[SecretReference, str]:
-    """Values of the secrets that this host's services name; a missing one is simply absent."""
+    """Values of the secrets that this host's data names; a missing one is simply absent."""
     secrets = {}
-    for reference in (service.api_key for service in spec.services if service.api_key):
+    named = [spec.mirrors.credentials, *(service.api_key for service in spec.services)]
+    for reference in filter(None, named):
         if reference.env is not None:
             value = os.environ.get(reference.env, "")
         else:
@@ -417,15 +452,15 @@ def _secrets(spec: HostSpec, cwd: Path) -> dict[SecretReference, str]:
 
 
 def _keys(spec: HostSpec, cwd: Path) -> dict[str, str]:
-    """Texts of the public keys of this host's apt repositories."""
-    return _texts((repository.key for repository in spec.mirrors.apt.values()), cwd)
+    """Texts of the public keys of this host's repositories."""
+    return _texts(spec.mirrors.repository_keys().values(), cwd)
 
 
 def _documents(spec: HostSpec, cwd: Path) -> dict[str, str]:
-    """Texts of the recipe files that services name, and of their models' config.json."""
+    """Texts of the recipe files that services name, of their models' config.json, and of patches."""
     named = [service.model for service in spec.services if service.model.endswith(RECIPE_FILES)]
     configs = [service.model_config_file for service in spec.services]
-    return _texts([*named, *filter(None, configs)], cwd)
+    return _texts([*named, *filter(None, configs), *spec.vllm.patches], cwd)
 
 
 def _texts(paths: Iterable[str], cwd: Path) -> dict[str, str]:
@@ -451,6 +486,8 @@ def _text(path: str, cwd: Path) -> str:
 
 PATTERNS = {
     VERSION: "no version; write for example '0.33.0'",
+    SHA256: "no SHA-256; write its 64 hex digits",
+    CUDA_LINE: "no line of a CUDA toolkit; write for example '12.9'",
     DRIVER_VERSION: "no exact driver version; write for example '580.95.05'",
     NAME: "no name; use lower-case letters, digits and hyphens, 32 at most",
     CAPABILITY: "no compute capability; write for example '9.0'",

@@ -6,14 +6,18 @@ Each compares its part of the plan with what was seen and yields nothing where t
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import gevent
+from paramiko import SSHException
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
+from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.connectors.util import CommandOutput
@@ -29,16 +33,85 @@ Commands = Generator[PyinfraCommand, None, None]
 
 
 class FollowedCommand(StringCommand):
-    """A command whose lines a person sees as they come: it may run for an hour."""
+    """A long verb whose lines a person sees as they come: it may run for an hour.
+
+    A connection that is lost meanwhile, be it that the host reboots, is made anew, and the job followed
+    from where its lines broke off. It is never begun a second time.
+    """
+
+    def __init__(self, verb: str, request: Mapping[str, Any]) -> None:
+        super().__init__("python3", PROGRAM, "job", verb, _stdin=json.dumps(request))
+        self.verb = verb
+        self.request = request
 
     @override
     def execute(self, state: State, host: Host, connector_arguments: Any) -> Any:
         connector_arguments.update(self.connector_arguments)
-        done, _ = host.run_shell_command(
-            self, print_output=True, print_input=state.print_input, **connector_arguments
-        )
-        # Every line has been printed; giving them back would print them again on failure.
-        return done, CommandOutput([])
+        command: StringCommand = self
+        seen = 0
+        # Every line is printed as it comes; giving them back would print them again on failure.
+        nothing = CommandOutput([])
+        while True:
+            try:
+                done, output = host.run_shell_command(
+                    command, print_output=True, print_input=state.print_input, **connector_arguments
+                )
+            except (OSError, EOFError, SSHException):
+                # The connection was gone before: the same is asked once more.
+                if is_connected(host) or not reconnect(host):
+                    raise
+                continue
+            if done or is_connected(host):
+                return done, nothing
+            seen += sum(not FOLLOWERS_OWN.match(line) for line in output.stdout_lines)
+            host.log(f"{self.verb}: the connection is lost; the host goes on by itself")
+            if not reconnect(host):
+                return False, nothing
+            command = StringCommand("python3", PROGRAM, "follow", self.verb)
+            connector_arguments["_stdin"] = json.dumps({"request": self.request, "seen": seen})
+
+
+FOLLOWERS_OWN = re.compile(r"\w+: (?:waiting for|under way already)")
+"""Lines that are not the job's, but of whoever follows it (see `job` of files/fleet_host.py)."""
+RECONNECT_TIMEOUT_S = 2700
+"""A machine with eight GPUs and a lot of memory may take half an hour from a reboot to its sshd."""
+RECONNECT_EVERY_S = 3
+RECONNECT_SAID_EVERY_S = 30
+
+
+def is_connected(host: Host) -> bool:
+    """Is the connection to a host still there? Other connectors than ssh have none to lose."""
+    client = ssh_client(host)
+    transport = client.get_transport() if client is not None else None
+    return client is None or (transport is not None and transport.is_active())
+
+
+def ssh_client(host: Host) -> Any:
+    """What paramiko is to the host; None with another connector than ssh."""
+    return getattr(host.connector, "client", None)
+
+
+def reconnect(host: Host) -> bool:
+    """Waits for a host that has gone away, saying so every so often; False where it does not come back."""
+    began = said = time.monotonic()
+    ssh_client(host).close()
+    while True:
+        try:
+            host.connector.connect()
+        except ConnectError as error:
+            waited = time.monotonic() - began
+            if waited > RECONNECT_TIMEOUT_S:
+                what = f"not back after {waited:.0f} s: {error}; what was begun may go on there"
+                host.log_styled(what, fg="red", log_func=logger.error)
+                return False
+            if time.monotonic() - said > RECONNECT_SAID_EVERY_S:
+                said = time.monotonic()
+                host.log(f"not back yet after {waited:.0f} s: {error}")
+            gevent.sleep(RECONNECT_EVERY_S)
+        else:
+            facts.send_at_once(host)
+            host.log(f"connected again after {time.monotonic() - began:.0f} s")
+            return True
 
 
 @operation()
@@ -57,6 +130,12 @@ def refuse(problems: Sequence[str]) -> Commands:
         fail(state, host, problems)
         state.failed_hosts.add(host)
     yield FunctionCommand(fail, (problems,), {})
+
+
+def tell(*lines: str) -> None:
+    """Says something of the current host while its run is prepared, in a dry run as well."""
+    for line in filter(None, lines):
+        host.log(line)
 
 
 def fail(state: State, host: Host, problems: Sequence[str]) -> bool:
@@ -196,11 +275,11 @@ def job(verb: str, request: Mapping[str, Any], needed: bool) -> Commands:
     """
     Carry out a long verb of the host program as a transient unit, following its lines.
 
-    + verb: packages, driver, release, weights or cutover
+    + verb: packages, driver, release, weights, cutover, rollback or prune
     + request: what it is told
     + needed: False where the host is seen to have it already
     """
     if not needed:
         host.noop(f"{verb}: nothing to do")
         return
-    yield FollowedCommand("python3", PROGRAM, "job", verb, _stdin=json.dumps(request))
+    yield FollowedCommand(verb, request)

@@ -8,30 +8,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from fleet import command
+from fleet import command, container, credentials
 from fleet.catalog import Claim, catalog
 from fleet.drivers import (
+    DCGM_EXPORTER_UNIT,
     apt_pin,
+    container_choices,
+    container_engines,
+    container_packages,
+    dcgm_packages,
+    dnf_locks,
     driver_packages,
     driver_units,
     kernel_headers,
     known_packages,
+    package_manager,
     supported_systems,
+    system_name,
+    toolkit_home,
+    toolkit_packages,
+    unattended_upgrades,
 )
 from fleet.memory import Memory
 from fleet.render import render, repository_file
-from fleet.spec import GpuKind, HostSpec
+from fleet.spec import DcgmExporter, GpuKind, HostSpec
 
 USER = "minimax"
 STATE = "/var/lib/minimax"
 ETC = "/etc/minimax"
 PROGRAMS = "/usr/local/lib/minimax-fleet"
-PROGRAM_FILES = ("fleet_host.py", "fleet_packages.py", "fleet_release.py", "fleet_weights.py")
+PROGRAM_FILES = (
+    "fleet_host.py",
+    "fleet_driver.py",
+    "fleet_image.py",
+    "fleet_packages.py",
+    "fleet_prune.py",
+    "fleet_release.py",
+    "fleet_weights.py",
+)
 """Our program on hosts, and the modules of its long verbs."""
 PROGRAM = f"{PROGRAMS}/{PROGRAM_FILES[0]}"
 UNIT_PREFIX = "minimax-"
@@ -40,15 +59,23 @@ NGINX_UNIT = "nginx.service"
 """Debian's, which starts a freshly installed nginx on port 80; ours is a unit of its own."""
 OS_PYTHON = "/usr/bin/python3"
 RECORDS = "/var/lib/minimax-fleet"
+AIM = f"{ETC}/rollout.json"
+"""What the last roll-out that staged a host is to make of it: what `tasks.rollback` goes back from."""
 UNITS = "/etc/systemd/system"
 RUN = "/run/minimax-fleet"
 DRAINING = "/run/minimax-fleet/draining"
 """A file here, named for a service, takes its public port out of service (see templates/proxy.conf.j2)."""
 HUB = "https://huggingface.co"
+NETRC = f"{ETC}/fetch/.netrc"
+"""Credentials of mirrors, for uv, pip and ourselves; and for git, whose HOME its folder then is."""
 PYTHONS = "/opt/fleet/python"
 """Interpreters that uv fetched."""
 DRIVER_PIN = "/etc/apt/preferences.d/minimax-nvidia"
 MODULES = "/etc/modules-load.d/minimax-nvidia.conf"
+NO_NOUVEAU = "/etc/modprobe.d/minimax-nvidia.conf"
+NO_UPGRADES = "/etc/apt/apt.conf.d/60minimax-nvidia"
+"""Keeps unattended-upgrades away from the driver."""
+EXPORTER_DROP_IN = f"{UNITS}/{DCGM_EXPORTER_UNIT}.d/minimax.conf"
 SYSCTL = {"net.core.somaxconn": "4096"}
 """What files/sysctl.conf sets."""
 
@@ -90,6 +117,20 @@ class Release:
     """Compiled when it is built: a service's user cannot write it, and would compile at each start."""
     check: tuple[str, ...]
     """Command inside the release that must exit 0 before it may be used."""
+    modules: tuple[str, ...]
+    """What must be importable in it, too."""
+    origin: Mapping[str, Any]
+    """Where its main package comes from (see fleet/releases.py), but for the mirror."""
+    patches: tuple[tuple[str, str], ...] = field(repr=False)
+    """Path on the control machine and text of each patch, in order."""
+    overrides: tuple[str, ...] = ()
+    """Requirements that count in place of what packages themselves ask for."""
+    lock: str | None = field(default=None, repr=False)
+    """Every package at its version with its hashes, as a requirements file; None: not locked."""
+    lock_python: str | None = None
+    """The version of Python that `lock` is for: 3.11, or in full where uv fetches it."""
+    image: str | None = None
+    """The image's name on the host, for a release that is one; below `path` is its manifest then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +140,15 @@ class Weights:
     repository: str
     revision: str
     path: str
+    files: Mapping[str, tuple[int, str]] | None = field(default=None, repr=False)
+    """Size in bytes and SHA-256 of each file, as they are locked; None: the hub is believed."""
+
+    @property
+    def digest(self) -> str | None:
+        """Names the locked hashes of the files; a host compares it with what it has verified."""
+        if self.files is None:
+            return None
+        return digest(*(f"{name} {self.files[name][1]}" for name in sorted(self.files)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +159,8 @@ class ServicePlan:
     unit: str
     model: str
     weights: Weights
+    release: str
+    """Path of the release that it runs from."""
     vllm_version: str
     recipe: str
     gpus: tuple[int, ...]
@@ -128,14 +180,31 @@ class ServicePlan:
     stamp: str
     unit_text: str = field(repr=False)
     api_key: str | None = field(repr=False)
+    image: str | None = None
+    """What its container is made of; None where it runs in none."""
 
     @property
     def argv(self) -> tuple[str, ...]:
         return self.program + tuple(word for words in self.options for word in words)
 
+    def invocation(self) -> dict[str, Any]:
+        """The program's entrypoint, and the words that its parser is given."""
+        options = [word for words in self.options for word in words]
+        # Of a container's, what follows the image is given to its entrypoint.
+        after = 1 if self.image is None else self.program.index(self.image) + 1
+        words = [*self.program[after:], *options]
+        if words[0] == "serve":
+            return {"entrypoint": "serve", "words": words[1:]}
+        return {"entrypoint": words[1], "words": words[2:]}
+
     @property
     def stage_dir(self) -> str:
         return f"{ETC}/services/{self.name}/{self.stamp}"
+
+    @property
+    def accepted(self) -> str:
+        """Written on the host once the release has parsed the unit's arguments."""
+        return f"{self.stage_dir}/accepted.json"
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -166,6 +235,8 @@ class ServicePlan:
             "model": self.model,
             "repository": self.weights.repository,
             "revision": self.weights.revision,
+            "weights": self.weights.path,
+            "release": self.release,
             "vllm": self.vllm_version,
             "recipe": self.recipe,
             "gpus": list(self.gpus),
@@ -175,6 +246,7 @@ class ServicePlan:
             "stamp": self.stamp,
             "argv": list(self.argv),
             "environment": dict(self.environment),
+            **({"image": self.image} if self.image else {}),
         }
 
     def request(self) -> dict[str, Any]:
@@ -187,6 +259,7 @@ class ServicePlan:
             "argv": list(self.argv),
             "engine_port": self.engine_port,
             "gate": dict(self.gate),
+            **({"image": self.image, "release": self.release} if self.image else {}),
         }
 
 
@@ -202,7 +275,11 @@ class HostPlan:
     """Oldest driver branch that the release's CUDA runs on; 0 without GPUs."""
     release: Release
     hub_tool: Release
+    driver_versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By distribution: driver packages at the exact versions that are locked."""
     services: tuple[ServicePlan, ...]
+    credentials: str = field(default="", repr=False)
+    """Text of the netrc file for the mirrors; empty where they ask for nothing."""
     keys: Mapping[str, str] = field(repr=False)
     """Text of each apt repository's public key, by its path on the control machine."""
 
@@ -222,9 +299,19 @@ class HostPlan:
         """Addresses that the host fetches from, a tool's own default included."""
         return {
             "apt": {name: apt.url for name, apt in self.spec.mirrors.apt.items()},
+            "dnf": {name: dnf.url for name, dnf in self.spec.mirrors.dnf.items()},
             "index": self.spec.mirrors.index or default_index(),
             "hub": (self.spec.mirrors.hub or HUB).rstrip("/"),
+            "registry": self._registry,
         }
+
+    @property
+    def _registry(self) -> str | None:
+        """Where images come from; None where none is asked for."""
+        image = self.spec.vllm.image
+        if image is None:
+            return None
+        return container.registry_address(image, self.spec.mirrors.registry)
 
     @cached_property
     def proxy_stamp(self) -> str:
@@ -262,55 +349,113 @@ class HostPlan:
             for path, (owner, mode) in self.directories.items()
         )
         return (
-            *(
-                File(
-                    path=f"{PROGRAMS}/{name}",
-                    content=repository_file(f"files/{name}"),
-                    mode="755" if name == PROGRAM_FILES[0] else "644",
-                )
-                for name in PROGRAM_FILES
-            ),
+            *self.program_files,
             File(
                 path="/etc/sysusers.d/minimax.conf", content=repository_file("files/sysusers.conf")
             ),
             File(path="/etc/tmpfiles.d/minimax.conf", content=directories),
+            # There without credentials, too: what was in it must not outlive its place in group data.
+            File(path=NETRC, content=self.credentials, mode="600"),
             File(
                 path="/etc/sysctl.d/60-minimax.conf", content=repository_file("files/sysctl.conf")
             ),
-            *self._apt_files(),
         )
 
+    @property
+    def program_files(self) -> tuple[File, ...]:
+        """Our program on the host: the only one of system_files that a rollback needs."""
+        return tuple(
+            File(
+                path=f"{PROGRAMS}/{name}",
+                content=repository_file(f"files/{name}"),
+                mode="755" if name == PROGRAM_FILES[0] else "644",
+            )
+            for name in PROGRAM_FILES
+        )
+
+    def repository_files(self, manager: str) -> tuple[File, ...]:
+        """The site's repositories and their keys, for hosts with apt or with dnf."""
+        return tuple(self._apt_files() if manager == "apt" else self._dnf_files())
+
     def _apt_files(self) -> Iterator[File]:
+        urls = [repository.url for repository in self.spec.mirrors.apt.values()]
+        known = credentials.apt_auth(credentials.read(self.credentials), urls)
+        yield File(path="/etc/apt/auth.conf.d/minimax.conf", content=known, mode="600")
         for name, repository in self.spec.mirrors.apt.items():
             keyring = f"/etc/apt/keyrings/minimax-{name}.asc"
             text = render("apt.sources.j2", repository=repository, keyring=keyring)
             yield File(path=keyring, content=self.keys[repository.key])
             yield File(path=f"/etc/apt/sources.list.d/minimax-{name}.sources", content=text)
 
+    def _dnf_files(self) -> Iterator[File]:
+        for name, repository in self.spec.mirrors.dnf.items():
+            key = f"/etc/pki/rpm-gpg/RPM-GPG-KEY-minimax-{name}"
+            login = credentials.login_for(credentials.read(self.credentials), repository.url)
+            named = {"name": f"minimax-{name}", "repository": repository, "key": key}
+            text = render("dnf.repo.j2", **named, login=login)
+            yield File(path=key, content=self.keys[repository.key])
+            path, mode = f"/etc/yum.repos.d/minimax-{name}.repo", "600" if login else "644"
+            yield File(path=path, content=text, mode=mode)
+
     def driver_files(self, system: Mapping[str, Any]) -> tuple[File, ...]:
         """Files that a declared driver needs; `system` is what the probe says of the host's."""
         driver = self.spec.driver
         if driver is None:
             return ()
+        name = system_name(system)
+        # What dnf keeps at the driver's version it keeps by its own locks: see driver_request.
+        of_apt = [
+            File(path=DRIVER_PIN, content=apt_pin(driver, name)),
+            File(path=NO_UPGRADES, content=unattended_upgrades(name)),
+        ]
         return (
-            File(path=DRIVER_PIN, content=apt_pin(driver, system_name(system))),
+            *(of_apt if package_manager(name) == "apt" else ()),
             File(path=MODULES, content=repository_file("files/modules-load.conf")),
+            File(path=NO_NOUVEAU, content=repository_file("files/modprobe.conf")),
         )
 
     def driver_request(self, system: Mapping[str, Any]) -> dict[str, Any]:
         """Driver packages for the host's distribution and kernel, and what must run afterwards."""
+        # The module is built for the kernel that runs, and for the one that a reboot would start.
+        without = [] if system["kernel_headers"] else [system["kernel"]]
+        without += [system["next_kernel"]] if system["next_kernel"] else []
+        return self._driver_request(system_name(system), without)
+
+    def _driver_request(self, name: str, without: Iterable[str] = ()) -> dict[str, Any]:
+        """For `debian-12` and the like; `without` are kernels whose headers are to be installed."""
         driver, nvswitch = self.spec.driver, bool(self.gpu and self.gpu.nvswitch)
-        packages = driver_packages(driver, system_name(system), nvswitch=nvswitch)
-        if packages and not system["kernel_headers"]:
-            packages = {kernel_headers(system["kernel"]): None, **packages}
+        packages = self._driver_packages(name)
+        if packages:
+            headers = [kernel_headers(kernel, name) for kernel in without]
+            packages = dict.fromkeys(headers) | packages
         return {
             "packages": packages,
             "mask": [],
-            "unhold": known_packages(system_name(system)),
+            "unhold": known_packages(name),
+            "lock": dnf_locks(driver, name),
             "start": list(driver_units(nvswitch=nvswitch)) if packages else [],
             "version": driver.version if driver else None,
             "gpus": self.spec.gpu_count,
+            "nvswitch": nvswitch,
+            "pin": self._driver_pin(name),
+            "reboot": driver.reboot if driver else None,
+            "python": f"{self.release.path}/bin/python3",
         }
+
+    def _driver_pin(self, system: str) -> dict[str, str] | None:
+        """Path and content of what keeps the driver's packages at one version; None where apt is not."""
+        driver = self.spec.driver
+        if driver is None or package_manager(system) != "apt":
+            return None
+        return {"path": DRIVER_PIN, "content": apt_pin(driver, system)}
+
+    def driver_to_exchange(self, system: str) -> dict[str, Any] | None:
+        """What a cut-over is told of the declared driver, on `debian-12` and the like; None where none is.
+
+        The same for every kernel: whoever tells it again, be it after a reboot, finds the same job.
+        """
+        request = self._driver_request(system)
+        return request if request["packages"] else None
 
     @cached_property
     def staged_files(self) -> tuple[File, ...]:
@@ -320,7 +465,15 @@ class HostPlan:
             *(file for service in self.services for file in service.files),
             replace(config, path=f"{ETC}/proxy/{self.proxy_stamp}.conf"),
             replace(unit, path=f"{ETC}/proxy/{self.proxy_unit_stamp}.service"),
+            File(path=AIM, content=json.dumps(self._aim(), indent=1)),
         )
+
+    def _aim(self) -> dict[str, Any]:
+        """Stamps of all that a cut-over exchanges."""
+        return {
+            "services": {service.name: service.stamp for service in self.services},
+            "proxy": {"stamp": self.proxy_stamp, "unit_stamp": self.proxy_unit_stamp},
+        }
 
     @property
     def directories(self) -> dict[str, tuple[str, str]]:
@@ -336,54 +489,145 @@ class HostPlan:
         }
 
     @property
+    def places(self) -> list[str]:
+        """Folders whose room is looked at."""
+        images = [container.ROOT] if self.release.image else []
+        return [self.spec.paths.models, self.spec.paths.releases, *images]
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         return (self.hub_tool, self.release)
 
-    @property
-    def base_packages(self) -> dict[str, str | None]:
-        """What every step rests on, and what the site adds; any version does."""
-        return dict.fromkeys([*catalog().tools.packages, *self.spec.packages])
-
-    def packages(self, system: str) -> dict[str, str | None]:
-        """Distribution packages to their exact version (None: any), for `debian-12` and the like."""
+    def base_packages(self, system: str) -> dict[str, str | None]:
+        """What every step rests on, and what the site adds, at any version; for `debian-12` and the like."""
+        ours = catalog().tools.packages[package_manager(system)]
         return {
-            **self.base_packages,
-            **driver_packages(
-                self.spec.driver, system, nvswitch=bool(self.gpu and self.gpu.nvswitch)
-            ),
+            **dict.fromkeys([*ours, *self.spec.packages]),
+            **toolkit_packages(self.spec.cuda_toolkit),
         }
 
-    def question(self) -> dict[str, Any]:
-        """The one question that the host is asked in a run: see `probe` of files/fleet_host.py."""
+    def _driver_packages(self, system: str) -> dict[str, str | None]:
+        """Packages of the driver, at the revision that is locked, else at any of its version."""
+        nvswitch = bool(self.gpu and self.gpu.nvswitch)
+        packages = driver_packages(self.spec.driver, system, nvswitch=nvswitch)
+        exact = self.driver_versions.get(system, {})
+        return {name: exact.get(name, version) for name, version in packages.items()}
+
+    def packages(self, system: str) -> dict[str, str | None]:
+        """All distribution packages to their exact version (None: any), for `debian-12` and the like."""
+        return {
+            **self.base_packages(system),
+            **self._driver_packages(system),
+            **self.exporter_packages,
+        }
+
+    def engine_packages(
+        self, system: str, installed: Collection[str] = ()
+    ) -> dict[str, str | None]:
+        """Packages that containers need; none where nothing runs in one. `installed` as in
+        drivers.container_packages."""
+        if self.release.image is None:
+            return {}
+        found = container_packages(system, installed)
+        engines = container_engines(system)
+        return {name: None for name in found if self.gpu is not None or name in engines}
+
+    @property
+    def exporter(self) -> DcgmExporter | None:
+        """The exporter of GPU metrics, where one is asked for."""
+        asked = self.spec.dcgm_exporter
+        if isinstance(asked, DcgmExporter):
+            return asked
+        return DcgmExporter() if asked else None
+
+    @property
+    def exporter_packages(self) -> dict[str, str | None]:
+        return dcgm_packages() if self.exporter else {}
+
+    @cached_property
+    def exporter_stamp(self) -> str | None:
+        """What the exporter's process carries; None where there is to be none of ours."""
+        return digest(self._exporter_text("")) if self.exporter else None
+
+    def _exporter_text(self, stamp: str) -> str:
+        return render("dcgm-exporter.conf.j2", exporter=self.exporter, stamp=stamp)
+
+    @property
+    def exporter_file(self) -> File | None:
+        """What is added to the exporter's own unit."""
+        if self.exporter_stamp is None:
+            return None
+        return File(path=EXPORTER_DROP_IN, content=self._exporter_text(self.exporter_stamp))
+
+    def exporter_request(self) -> dict[str, Any]:
+        """What the host program must know to run the exporter, or to end ours."""
+        return {
+            "packages": self.exporter_packages,
+            "mask": [],
+            "unit": DCGM_EXPORTER_UNIT,
+            "drop_in": EXPORTER_DROP_IN,
+            "content": self.exporter_file.content if self.exporter_file else None,
+            "stamp": self.exporter_stamp,
+            "host": self.exporter.reachable if self.exporter else None,
+            "port": self.exporter.port if self.exporter else None,
+        }
+
+    def question(self, *, outside: bool = True) -> dict[str, Any]:
+        """The one question that the host is asked in a run: see `probe` of files/fleet_host.py.
+
+        `outside`: whether it asks its mirrors for what it lacks of the plan.
+        """
         units = [service.unit for service in self.services]
         if self.spec.driver:
             units += driver_units(nvswitch=bool(self.gpu and self.gpu.nvswitch))
         ports = [port for service in self.services for port in (service.port, service.engine_port)]
+        ports += [self.exporter.port] if self.exporter else []
+        managers = ("apt", "dnf")
+        repositories = {manager: self.repository_files(manager) for manager in managers}
         return {
             "files": [
                 *(file.path for file in (*self.system_files, *self.staged_files)),
-                *((DRIVER_PIN, MODULES) if self.spec.driver else ()),
+                *(file.path for manager in managers for file in repositories[manager]),
+                EXPORTER_DROP_IN,
+                *((DRIVER_PIN, NO_UPGRADES, MODULES, NO_NOUVEAU) if self.spec.driver else ()),
             ],
             "users": [USER],
             "directories": list(self.directories),
             "sysctl": list(SYSCTL),
             "packages": {system: self.packages(system) for system in supported_systems()},
-            "kernel_headers": kernel_headers("{kernel}") if self.spec.driver else None,
-            "sources": [{"path": f.path, "content": f.content} for f in self._apt_files()],
+            "kernel_headers": {
+                system: kernel_headers("{kernel}", system)
+                for system in supported_systems()
+                if self.spec.driver
+            },
+            "sources": {
+                manager: [{"path": f.path, "content": f.content} for f in repositories[manager]]
+                for manager in managers
+            },
             "gpus": self.gpu is not None,
-            "units": [*units, PROXY_UNIT, NGINX_UNIT],
+            "units": [*units, PROXY_UNIT, NGINX_UNIT, DCGM_EXPORTER_UNIT],
             "services": f"{ETC}/services",
             "cutover": self.cutover_request(),
+            "drivers": {name: self.driver_to_exchange(name) for name in supported_systems()},
+            "fabric_manager": bool(self.gpu and self.gpu.nvswitch),
             "ports": ports,
-            "disks": [self.spec.paths.models, self.spec.paths.releases],
+            "disks": self.places,
             "releases": [release.path for release in self.releases],
-            "weights": [weights.path for weights in self.weights],
+            "images": [release.path for release in self.releases if release.image],
+            "engines": {
+                system: [[*self.engine_packages(system, [name])] for name in names]
+                for system in supported_systems()
+                if (names := self.release.image and container_choices(system))
+            },
+            "accepted": [service.accepted for service in self.services],
+            "weights": {weights.path: weights.digest for weights in self.weights},
             "models": [
                 {"path": w.path, "repository": w.repository, "revision": w.revision}
                 for w in self.weights
             ],
             "uv": self.uv["path"],
             "mirrors": self.mirrors,
+            "outside": outside,
         }
 
     @property
@@ -396,18 +640,76 @@ class HostPlan:
         }
 
     def release_request(self, release: Release) -> dict[str, Any]:
+        toolkit = self.spec.cuda_toolkit
         return {
             "path": release.path,
             "requirements": list(release.requirements),
             "python": release.python,
             "torch_backend": release.torch_backend,
+            "driver": self.spec.driver.version if self.spec.driver else None,
             "bytecode": release.bytecode,
             "check": list(release.check),
+            "origin": dict(release.origin),
+            "overrides": list(release.overrides),
+            "lock": release.lock,
+            "lock_python": release.lock_python,
+            "patches": [list(patch) for patch in release.patches],
+            "cuda_home": toolkit_home(toolkit) if toolkit else None,
+            "modules": list(release.modules),
+            "max_jobs": self.spec.vllm.max_jobs,
+            "addresses": self.addresses,
             "index": self.spec.mirrors.index,
+            "netrc": NETRC if self.credentials else None,
             "uv": self.uv,
             "pythons": PYTHONS,
             "user": USER,
             "home": STATE,
+        }
+
+    def image_request(self, release: Release) -> dict[str, Any]:
+        """The same for a release that is an image."""
+        image, mirror = self.spec.vllm.image or "", self.spec.mirrors.registry
+        return {
+            **self.release_request(release),
+            "image": {
+                "tag": release.image,
+                "pull": container.pulled_from(image, mirror),
+                "without_tls": container.without_tls(mirror),
+                "gpus": self.gpu is not None,
+            },
+        }
+
+    @property
+    def addresses(self) -> dict[str, Any]:
+        """Where what no index has is fetched from; `git` are beginnings of addresses and their mirrors."""
+        mirrors, known = self.spec.mirrors, catalog().tools.runtime.repositories
+        wheel = self.spec.vllm.wheel
+        return {
+            "extra_index": list(mirrors.extra_index),
+            "nightly": (mirrors.nightly or known.nightly).rstrip("/"),
+            "python": mirrors.python,
+            "git": dict(mirrors.git),
+            "vllm": known.vllm,
+            "deep_gemm": known.deep_gemm,
+            "wheel": wheel.url if wheel else None,
+        }
+
+    def arguments_request(self) -> dict[str, Any]:
+        """Every service's arguments, to be parsed by the release that it runs from."""
+        return {
+            "user": USER,
+            "services": [
+                {
+                    "name": service.name,
+                    "stamp": service.stamp,
+                    "python": f"{self.release.path}/bin/python3",
+                    **service.invocation(),
+                    "environment": dict(service.environment),
+                    "image": service.image,
+                    "gpus": list(service.gpus),
+                }
+                for service in self.services
+            ],
         }
 
     def weights_request(self, weights: Weights) -> dict[str, Any]:
@@ -417,11 +719,26 @@ class HostPlan:
             "revision": weights.revision,
             "hub": self.mirrors["hub"],
             "python": f"{self.hub_tool.path}/bin/python3",
+            "files": weights.files,
         }
 
-    def cutover_request(self) -> dict[str, Any]:
-        config, unit = self.proxy_files
+    def prune_request(self) -> dict[str, Any]:
+        """What of the host the plan needs, and how many releases are kept besides."""
         return {
+            "releases": self.spec.paths.releases,
+            "named": [release.path for release in self.releases],
+            "keep": self.spec.keep_releases,
+            "stages": [[service.name, service.stamp] for service in self.services],
+            "proxy": self._aim()["proxy"],
+            "uv": self.uv["path"],
+        }
+
+    def cutover_request(self, system: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a cut-over is told. `system` is what the probe says of the host's; without it, no driver."""
+        config, unit = self.proxy_files
+        driver = self.driver_to_exchange(system_name(system)) if system else None
+        return {
+            **({"driver": driver} if driver else {}),
             "services": [service.request() for service in self.services],
             "proxy": {
                 "stamp": self.proxy_stamp,
@@ -440,11 +757,6 @@ def default_index() -> str | None:
         # An environment without pip: the index is not asked beforehand then.
         return None
     return str(PyPI.simple_url)
-
-
-def system_name(system: Mapping[str, Any]) -> str:
-    """`debian-12` for what the probe says of an operating system."""
-    return f"{system['id']}-{system['version_id']}"
 
 
 def digest(*parts: str) -> str:

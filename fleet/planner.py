@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from packaging.version import Version
 
-from fleet import advice, command, options, placement, recipefile
+from fleet import advice, command, container, credentials, options, placement, recipefile
 from fleet.catalog import FAMILIES, Catalog, CudaLine, ModelCard, Recipe, catalog, holds
 from fleet.errors import Problem, did_you_mean
+from fleet.lock import LockFile
 from fleet.memory import Memory
 from fleet.plan import (
     ETC,
-    OS_PYTHON,
     QUESTION,
     STATE,
     UNIT_PREFIX,
@@ -29,8 +29,9 @@ from fleet.plan import (
     Weights,
     digest,
 )
+from fleet.releases import hub_release, image_release, vllm_release
 from fleet.render import render
-from fleet.spec import Argument, GpuKind, HostSpec, SecretReference, Service, Vllm
+from fleet.spec import Argument, DcgmExporter, GpuKind, HostSpec, SecretReference, Service, Vllm
 
 HIGHEST_PORT = 65535
 STAMP = "\0stamp\0"
@@ -70,26 +71,31 @@ class Chosen:
 class Planner:
     """Turns one host's group data into its plan, collecting what is wrong on the way."""
 
-    def __init__(self, origins: Mapping[str, str], texts: Texts) -> None:
+    def __init__(
+        self, origins: Mapping[str, str], texts: Texts, lock: LockFile | None = None
+    ) -> None:
         self._catalog: Catalog = catalog()
         self._origins = origins
         self._texts = texts
+        self._lock = lock
         self.problems: list[Problem] = []
 
     def plan(self, name: str, group: str, spec: HostSpec) -> HostPlan | None:
         """The host's plan, or None with `problems` filled."""
         before = len(self.problems)
         gpu = self._gpu(spec)
-        release = vllm_release(spec)
+        made = image_release if spec.vllm.channel == "docker" else vllm_release
+        release = self._pinned(made(spec, self._texts.documents))
+        hub_tool = self._pinned(hub_release(self._catalog, spec.paths.releases, spec.vllm.python))
         self._check_placement(spec)
         minimum_driver = self._check_driver(spec, gpu)
-        if spec.vllm.channel != "stable":
-            what = f"{spec.vllm.channel!r} cannot be installed yet; only 'stable' can"
-            self._refuse("vllm.channel", what)
-        for mirror, repository in spec.mirrors.apt.items():
-            if repository.key not in self._texts.keys:
-                what = f"{repository.key} is missing on this machine; it is the repository's public key"
-                self._refuse(f"mirrors.apt.{mirror}.key", what)
+        self._check_runtime(spec, gpu)
+        driver_versions = self._locked_driver(spec)
+        for mirror, key in spec.mirrors.repository_keys().items():
+            if key not in self._texts.keys:
+                what = f"{key} is missing on this machine; it is the repository's public key"
+                self._refuse(f"mirrors.{mirror}.key", what)
+        self._check_exporter(spec, gpu)
         services = [
             planned
             for index, service in enumerate(spec.services)
@@ -105,14 +111,57 @@ class Planner:
             gpu=gpu,
             minimum_driver=minimum_driver,
             release=release,
-            hub_tool=hub_release(self._catalog, spec.paths.releases),
+            hub_tool=hub_tool,
+            driver_versions=driver_versions,
             services=tuple(services),
             keys=self._texts.keys,
+            credentials=self._credentials(spec),
         )
 
     def _refuse(self, path: str, what: str) -> None:
         key = re.split(r"[\[.]", path, maxsplit=1)[0]
         self.problems.append(Problem(f"{self._origins.get(key, 'inventory')}: {path}", what))
+
+    def _pinned(self, release: Release) -> Release:
+        """The release as it is locked; where there is no lock, as it is."""
+        if self._lock is None:
+            return release
+        found = self._lock.pin(release)
+        if isinstance(found, Release):
+            return found
+        self.problems.extend(found)
+        return release
+
+    def _locked_driver(self, spec: HostSpec) -> Mapping[str, Mapping[str, str]]:
+        """Exact versions of the driver's packages, by distribution."""
+        if self._lock is None:
+            return {}
+        other_uv = self._lock.uv(self._catalog.tools.uv)
+        if other_uv is not None:
+            self.problems.append(other_uv)
+        if spec.driver is None:
+            return {}
+        found = self._lock.driver(spec.driver.version)
+        if isinstance(found, Problem):
+            self.problems.append(found)
+            return {}
+        return found
+
+    def _weights(self, service: Service, spec: HostSpec) -> Weights:
+        """A service's model: where it lies, and its files as they are locked."""
+        repository = service.repository or service.model
+        weights = Weights(
+            repository=repository,
+            revision=service.revision,
+            path=f"{spec.paths.models}/{repository}/{service.revision}",
+        )
+        if self._lock is None:
+            return weights
+        found = self._lock.files(weights)
+        if isinstance(found, Problem):
+            self.problems.append(found)
+            return weights
+        return replace(weights, files={name: (f.size, f.sha256) for name, f in found.items()})
 
     def _gpu(self, spec: HostSpec) -> GpuKind | None:
         if spec.gpu is None or isinstance(spec.gpu, GpuKind):
@@ -142,6 +191,55 @@ class Planner:
             )
         return cuda.driver
 
+    def _credentials(self, spec: HostSpec) -> str:
+        """Text of the netrc file that the mirrors' credentials are in; nothing where there is none."""
+        reference = spec.mirrors.credentials
+        if reference is None:
+            return ""
+        text = self._texts.secrets.get(reference, "")
+        source = reference.file or f"${reference.env}"
+        if not text:
+            self._refuse("mirrors.credentials", f"{source} is missing or empty on this machine")
+        try:
+            credentials.read(text)
+        except ValueError as error:
+            self._refuse("mirrors.credentials", f"{source} {error}")
+        return f"{text}\n"
+
+    def _check_runtime(self, spec: HostSpec, gpu: GpuKind | None) -> None:
+        """What a way to install vLLM asks for, apart from the driver."""
+        vllm, runtime = spec.vllm, self._catalog.tools.runtime
+        for index, service in enumerate(spec.services):
+            of_client = [name for name in service.env if name.startswith("DOCKER_")]
+            if vllm.channel == "docker" and of_client:
+                what = f"{of_client[0]} would steer Docker's client, and not vLLM; leave it out"
+                self._refuse(f"services[{index}].env", what)
+        for index, path in enumerate(vllm.patches):
+            if path not in self._texts.documents:
+                self._refuse(f"vllm.patches[{index}]", f"{path} is missing on this machine")
+        if vllm.kernels and not holds(runtime.download_kernels.vllm, vllm.version):
+            what = f"vLLM {vllm.version} has no download-kernels; leave it out"
+            self._refuse("vllm.kernels", what)
+        compiles = vllm.channel == "source" and not vllm.precompiled
+        if compiles and gpu is not None and spec.cuda_toolkit is None:
+            what = "False compiles CUDA; set cuda_toolkit, or leave precompiled out"
+            self._refuse("vllm.precompiled", what)
+        if vllm.deep_gemm is not None:
+            oldest = runtime.deep_gemm_cuda
+            if spec.cuda_toolkit is None or Version(spec.cuda_toolkit) < Version(oldest):
+                there = spec.cuda_toolkit or "none is declared"
+                what = f"DeepGEMM is compiled by a CUDA toolkit of {oldest} or later; {there}"
+                self._refuse("vllm.deep_gemm", f"{what}: set cuda_toolkit")
+            if holds(runtime.bundled_deep_gemm.vllm, vllm.version):
+                what = f"vLLM {vllm.version} has DeepGEMM bundled; leave it out"
+                self._refuse("vllm.deep_gemm", what)
+            if gpu is not None and gpu.capability < SM90:
+                self._refuse(
+                    "vllm.deep_gemm",
+                    f"DeepGEMM needs compute capability 9.0 (Hopper) or later; {gpu.name} has "
+                    f"{gpu.compute_capability}; leave it out",
+                )
+
     def _check_placement(self, spec: HostSpec) -> None:
         names: dict[str, int] = {}
         gpus: dict[int, int] = {}
@@ -168,6 +266,19 @@ class Planner:
                 if other_user != user:
                     what = f"port {port} is used by {other_user} and {user}; give each its own"
                     self._refuse(f"{path}.{role}", what)
+
+    def _check_exporter(self, spec: HostSpec, gpu: GpuKind | None) -> None:
+        """The exporter of GPU metrics needs GPUs, and a port of its own."""
+        asked = spec.dcgm_exporter
+        if not asked:
+            return
+        if gpu is None and spec.gpu is None:
+            self._refuse("dcgm_exporter", "this host has no GPUs; leave it out")
+        port = asked.port if isinstance(asked, DcgmExporter) else DcgmExporter().port
+        for service in spec.services:
+            if port in (service.port, command.engine_port(service)):
+                what = f"port {port} is used by {service.name!r} too; give it another"
+                self._refuse("dcgm_exporter.port", what)
 
     def _check_gpus(
         self, path: str, index: int, service: Service, spec: HostSpec, holders: dict[int, int]
@@ -197,6 +308,7 @@ class Planner:
         self._check_flags(path, chosen, version)
         words = command.options(chosen.service, chosen.recipe, version)
         self._check_options(path, chosen, words, version)
+        self._check_fix(chosen, spec.vllm)
         if not chosen.card.accepts(version):
             self._refuse(
                 "vllm.version",
@@ -213,10 +325,11 @@ class Planner:
         if gpu is not None and legal:
             held = self._check_memory(path, chosen, spec, gpu, arguments)
         api_key = self._api_key(path, service)
+        weights = self._weights(chosen.service, spec)
         if len(self.problems) > before:
             return None
         try:
-            return _service_plan(chosen, words, spec, release, api_key, held)
+            return _service_plan(chosen, words, spec, release, weights, api_key, held)
         except ValueError as error:
             self._refuse(path, str(error))
             return None
@@ -356,6 +469,19 @@ class Planner:
             if manager is not None:
                 self._refuse(f"{path}.env", f"{name} is set by {manager}; leave it out")
 
+    def _check_fix(self, chosen: Chosen, vllm: Vllm) -> None:
+        """A build by commit may be from before a fix that the model needs."""
+        fix = self._catalog.tools.runtime.fix
+        if chosen.card.family not in fix.families or vllm.commit is None:
+            return
+        if vllm.commit != fix.commit and not holds(fix.vllm, vllm.version):
+            self._refuse(
+                "vllm.commit",
+                f"a build on the way to {vllm.version} may be older than commit {fix.commit[:9]}, and "
+                f"{chosen.service.model} needs it ({fix.why}): {fix.source}; take that commit, or one of "
+                f"{fix.vllm.removeprefix('>=')} or later",
+            )
+
     def _check_code(
         self, path: str, chosen: Chosen, spec: HostSpec, arguments: Mapping[str, Argument]
     ) -> None:
@@ -469,24 +595,35 @@ def _known_variables(recipe: Recipe, version: str) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update={"env": env}), notes
 
 
-def _service_plan(  # noqa: PLR0913 - each is worked out before, once
+def _service_plan(  # noqa: PLR0913, PLR0917 - each is worked out before, once
     chosen: Chosen,
     words: Options,
     spec: HostSpec,
     release: Release,
+    weights: Weights,
     api_key: str | None,
     held: Memory | None,
 ) -> ServicePlan:
     service, recipe, card = chosen.service, chosen.recipe, chosen.card
-    repository = service.repository or service.model
-    weights = Weights(
-        repository=repository,
-        revision=service.revision,
-        path=f"{spec.paths.models}/{repository}/{service.revision}",
-    )
     version = spec.vllm.version
     program = command.program(recipe, release.path, weights.path)
     env = command.environment(service, recipe, version, release=release.path, state=STATE)
+    template, written, of_container = "service.service.j2", command.systemd_line, None
+    if release.image is not None:
+        cache = env["VLLM_CACHE_ROOT"]
+        env = container.environment(env, cache)
+        program = container.program(
+            program,
+            release.image,
+            name=service.name,
+            release=release.path,
+            gpus=service.gpus,
+            models=weights.path,
+            cache=cache,
+            names=[*env, *(["VLLM_API_KEY"] if api_key else [])],
+        )
+        template, written = "container.service.j2", container.systemd_line
+        of_container = container.values(service.name, cache, service.gpus, service.drain_timeout_s)
     values = {
         "name": service.name,
         "model": service.model,
@@ -499,17 +636,20 @@ def _service_plan(  # noqa: PLR0913 - each is worked out before, once
         "starts": STARTS,
         "starts_interval_s": STARTS * (service.gate.ready_timeout_s + START_MARGIN_S),
         "environment_lines": [command.systemd_assignment(*item) for item in env.items()],
-        "program_line": " ".join(map(command.systemd_word, program)),
+        "program_line": written(program),
+        "release": release.path,
+        "container": of_container,
         "option_lines": [" ".join(map(command.systemd_word, option)) for option in words],
     }
     # The stamp names everything that the process is made of; it is the last thing put into the unit.
-    bare = render("service.service.j2", service=values, stamp=STAMP)
+    bare = render(template, service=values, stamp=STAMP)
     stamp = digest(bare, api_key or "")
     return ServicePlan(
         name=service.name,
         unit=f"{UNIT_PREFIX}{service.name}.service",
         model=service.model,
         weights=weights,
+        release=release.path,
         vllm_version=version,
         recipe=service.recipe,
         gpus=tuple(service.gpus),
@@ -536,6 +676,7 @@ def _service_plan(  # noqa: PLR0913 - each is worked out before, once
         stamp=stamp,
         unit_text=bare.replace(STAMP, stamp),
         api_key=api_key,
+        image=release.image,
     )
 
 
@@ -545,40 +686,3 @@ def _answer_tokens(service: Service, held: Memory | None) -> int:
     if context is None and held is not None:
         context = held.max_model_len
     return wanted if context is None else min(wanted, context // 2)
-
-
-def vllm_release(spec: HostSpec) -> Release:
-    """The release directory of a host's vLLM; its id is a digest of what goes in.
-
-    A torch backend makes uv fetch torch from an index of its own, past the site's: where the site names
-    an index, that one decides which torch there is.
-    """
-    vllm = spec.vllm
-    requirements = (f"vllm=={vllm.version}", *vllm.packages)
-    backend = None if spec.mirrors.index else vllm.torch_backend
-    identity = digest(vllm.channel, vllm.python, backend or "", *requirements)
-    name = f"vllm-{vllm.version}-{identity}"
-    return Release(
-        id=name,
-        path=f"{spec.paths.releases}/{name}",
-        requirements=requirements,
-        python=vllm.python,
-        torch_backend=backend,
-        bytecode=True,
-        check=("vllm", "--version"),
-    )
-
-
-def hub_release(tools: Catalog, folder: str) -> Release:
-    """huggingface_hub in an environment of its own, so that no vLLM decides its version."""
-    requirements = tuple(tools.tools.hub.requirements)
-    name = f"hub-{digest(*requirements)}"
-    return Release(
-        id=name,
-        path=f"{folder}/{name}",
-        requirements=requirements,
-        python=OS_PYTHON,
-        torch_backend=None,
-        bytecode=False,
-        check=("hf", "version"),
-    )

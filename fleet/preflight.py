@@ -5,17 +5,27 @@ Pure: the state is what `fleet_host.py probe` answered. Every finding is one lin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from fleet import container
 from fleet.catalog import catalog
-from fleet.compare import packages_differ
-from fleet.drivers import driver_problems, supported_systems
-from fleet.plan import PROXY_UNIT, UNIT_PREFIX, HostPlan, system_name
+from fleet.compare import driver_is_stale, packages_differ, there
+from fleet.drivers import (
+    DCGM_EXPORTER_UNIT,
+    FABRIC_MANAGER_UNIT,
+    driver_problems,
+    package_manager,
+    supported_systems,
+    system_name,
+    toolkit_packages,
+)
+from fleet.plan import OS_PYTHON, PROXY_UNIT, UNIT_PREFIX, HostPlan
 
 ARCHITECTURES = ("x86_64",)
+OLDEST_PYTHON = (3, 10)
+"""For huggingface_hub at the version of fleet/models/tools.yaml."""
 NVLINK_5 = (10, 0)
 """Compute capability from which on the PCI bus shows no NVSwitches: they are managed through network
 adapters (Fabric Manager User Guide, "Systems Using Fourth Generation NVSwitches")."""
@@ -26,10 +36,11 @@ MEMORY_TOLERANCE = 0.03
 def problems(plan: HostPlan, seen: Mapping[str, Any], clock_offset_s: float) -> list[str]:
     """Everything wrong with this host, at once. `clock_offset_s`: the host's clock minus ours."""
     return [
-        *_system(seen),
+        *_system(plan, seen),
         *_clock(plan, clock_offset_s),
         *_gpus(plan, seen),
         *_nvswitches(plan, seen),
+        *_fabric_manager(plan, seen),
         *_driver(plan, seen),
         *_ports(plan, seen),
         *_mirrors(seen),
@@ -38,7 +49,7 @@ def problems(plan: HostPlan, seen: Mapping[str, Any], clock_offset_s: float) -> 
     ]
 
 
-def _system(seen: Mapping[str, Any]) -> Iterator[str]:
+def _system(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
     system = seen["os"]
     name = system_name(system)
     if name not in supported_systems():
@@ -46,6 +57,19 @@ def _system(seen: Mapping[str, Any]) -> Iterator[str]:
         yield f"operating system: {system['name'] or name} is not supported; known are {known}"
     if system["architecture"] not in ARCHITECTURES:
         yield f"architecture: {system['architecture']}; known is {', '.join(ARCHITECTURES)}"
+    if system["enforcing"]:
+        yield (
+            "SELinux is enforcing, by which nginx may not have the public ports, and nothing here was ever "
+            "tried under it; make it permissive: setenforce 0, and SELINUX=permissive in /etc/selinux/config"
+        )
+    own = system["python"]
+    too_old = tuple(map(int, own.split(".")[:2])) < OLDEST_PYTHON
+    if too_old and plan.release.python == OS_PYTHON and not all(seen["releases"].values()):
+        yield (
+            f"python: {OS_PYTHON} is {own}, and the client of the model hub needs "
+            f"{OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or later, vLLM mostly more; set vllm.python to a "
+            "version that uv fetches, such as '3.12'"
+        )
 
 
 def _clock(plan: HostPlan, offset_s: float) -> Iterator[str]:
@@ -64,9 +88,9 @@ def _gpus(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
         return
     smi = seen["gpus"]
     # Where the driver step has something to do, it may be the cure, and it asks again.
-    curable = smi["devices"] is None and driver_incomplete(plan, seen)
-    if smi["error"] and not curable:
-        yield f"GPUs: nvidia-smi says: {smi['error']}"
+    curable = driver_incomplete(plan, seen) or driver_is_stale(seen)
+    if smi["error"] and not (smi["devices"] is None and curable):
+        yield f"GPUs: nvidia-smi says: {smi['error']}{_mismatch(plan, seen)}"
     if smi["devices"] is None:
         on_bus = seen["pci"]["gpus"]
         if on_bus != declared:
@@ -88,6 +112,31 @@ def _gpus(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
             )
         if abs(device["memory_mib"] - kind.memory_mib) > MEMORY_TOLERANCE * kind.memory_mib:
             yield f"{where}: {device['memory_mib']} MiB, {plan.gpu_name} has {kind.memory_mib} MiB"
+
+
+def _mismatch(plan: HostPlan, seen: Mapping[str, Any]) -> str:
+    """The module's version, and the cure, where nvidia-smi speaks of another one."""
+    if "mismatch" not in seen["gpus"]["error"].lower():
+        return ""
+    cure = "" if plan.spec.driver else ", or declare driver.version"
+    return f"; kernel module {seen['driver']['loaded'] or 'none'} is loaded: reboot this host{cure}"
+
+
+def _fabric_manager(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
+    """A driver that group data leaves as it is must have its fabric manager: without it CUDA says 802."""
+    if plan.gpu is None or not plan.gpu.nvswitch or plan.spec.driver is not None:
+        return
+    loaded, found = seen["driver"]["loaded"], seen["driver"]["fabric_manager"]
+    cure = "of the driver's own version, or declare driver.version"
+    if found is None:
+        yield f"fabric manager: there is none, and this machine has NVSwitches; install it {cure}"
+    elif loaded and found["version"] != loaded:
+        yield (
+            f"fabric manager: {found['version']} is installed and kernel module {loaded} is loaded"
+            f"{': ' + found['said'] if found['said'] else ''}; install it {cure}"
+        )
+    elif found["active"] != "active":
+        yield f"fabric manager: its unit is {found['active']}; see journalctl -u {FABRIC_MANAGER_UNIT}"
 
 
 def _nvswitches(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
@@ -126,29 +175,27 @@ def _versions(seen: Mapping[str, Any]) -> set[str]:
 
 
 def _driver(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
-    """A driver must be known for the system, and is neither exchanged nor completed under services."""
+    """A driver must be known for the system; one that is loaded is exchanged in the host's wave."""
     declared = plan.spec.driver
     nvswitch = bool(plan.gpu and plan.gpu.nvswitch)
     yield from driver_problems(declared, system_name(seen["os"]), nvswitch=nvswitch)
     if declared is None:
         yield from _too_old(plan, seen)
         return
-    serving = ", ".join(_serving(seen))
-    if not serving:
+    exchange, system = seen["due"]["driver"], system_name(seen["os"])
+    if exchange is None:
         return
-    found, absent = _versions(seen), []
-    for name, version in plan.driver_request(seen["os"])["packages"].items():
-        state = seen["packages"].get(name)
-        if state is None and version:
-            absent.append(name)
-        elif version and not fnmatchcase(state["version"], version):
-            found.add(state["version"])
-    stop = f"{serving} serves; stop it first: systemctl stop 'minimax-*'"
-    if not found <= {declared.version}:
-        there = ", ".join(sorted(found))
-        yield f"driver: {there} is there and {declared.version} is declared, while {stop}"
-    elif absent:
-        yield f"driver: {', '.join(absent)} would be installed while {stop}"
+    if package_manager(system) != "apt":
+        yield (
+            f"driver: {exchange['why']}: a driver that is loaded is exchanged with apt only; on {system} "
+            "stop the services, install it by hand and reboot"
+        )
+    elif exchange["reboot"] and declared.reboot == "never":
+        yield (
+            f"driver: {exchange['why']}: that takes a reboot of this host; allow it, driver = "
+            f"{{'version': '{declared.version}', 'reboot': 'if-needed'}}, or declare the version that is "
+            "loaded"
+        )
 
 
 def _too_old(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
@@ -162,16 +209,6 @@ def _too_old(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _serving(seen: Mapping[str, Any]) -> list[str]:
-    """Names of services that run, planned or not."""
-    ours = re.compile(rf"{UNIT_PREFIX}(.+)\.service")
-    return sorted(
-        name[1]
-        for unit, state in seen["units"].items()
-        if unit != PROXY_UNIT and state["active"] == "active" and (name := ours.fullmatch(unit))
-    )
-
-
 def _ports(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
     for service in plan.services:
         for port in (service.port, service.engine_port):
@@ -182,6 +219,13 @@ def _ports(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
                 f"port {port} for {service.name} is held by PID {holder['pid']} "
                 f"({holder['command']}); stop that or choose another port"
             )
+    exporter = plan.exporter
+    holder = seen["ports"][str(exporter.port)] if exporter else None
+    if exporter and holder and holder["unit"] != DCGM_EXPORTER_UNIT:
+        yield (
+            f"port {exporter.port} for the exporter of GPU metrics is held by PID {holder['pid']} "
+            f"({holder['command']}); stop that or set dcgm_exporter.port"
+        )
 
 
 def _is_ours(unit: str | None) -> bool:
@@ -198,30 +242,46 @@ def _mirrors(seen: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _packages(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
-    """Each package that is missing must be in some apt source of the host, at its version."""
-    apt = seen["needs"]["apt"]
-    if apt is None:
+    """Each package that is missing must be in some repository of the host, at its version."""
+    found = seen["needs"]["packages"]
+    if found is None:
         return
-    if "error" in apt:
-        yield f"apt: the host's sources cannot be read: {apt['error']}"
+    system = system_name(seen["os"])
+    manager = package_manager(system)
+    if "error" in found:
+        yield f"{manager}: the host's repositories cannot be read: {found['error']}"
         return
     driver = plan.driver_request(seen["os"])["packages"]
-    lacking, of_driver = [], False
-    for name, version in (plan.base_packages | driver).items():
-        there = apt["versions"].get(name)
-        if there is None or any(fnmatchcase(found, version or "*") for found in there):
+    of_nvidia = {
+        *(name for name, version in driver.items() if version),
+        *plan.exporter_packages,
+        *toolkit_packages(plan.spec.cuda_toolkit),
+    }
+    lacking = {}
+    engine = plan.engine_packages(system, there(seen))
+    for name, version in (plan.packages(system) | engine | driver).items():
+        versions = found["versions"].get(name)
+        if versions is None or any(fnmatchcase(one, version or "*") for one in versions):
             continue
-        has = f" (it has {', '.join(there)})" if there else ""
-        lacking.append(f"{name} {version or ''}".strip() + has)
-        of_driver |= version is not None
+        has = f" (it has {', '.join(versions)})" if versions else ""
+        lacking[name] = f"{name} {version or ''}".strip() + has
     if lacking:
-        cure = "NVIDIA's repository is named in mirrors.apt" if of_driver else "see mirrors.apt"
-        yield f"apt: no source of this host has {'; '.join(lacking)}; {cure}"
+        cures = [f"see mirrors.{manager}"]
+        if of_nvidia & lacking.keys():
+            # Without it, dnf shows the drivers of one module stream alone.
+            how = ", with module_hotfixes" if manager == "dnf" else ""
+            cures = [f"NVIDIA's repository is named in mirrors.{manager}{how}"]
+        if "dkms" in lacking:
+            cures.append("dkms is in EPEL")
+        if "nvidia-container-toolkit" in lacking:
+            cures.append("nvidia-container-toolkit is in NVIDIA's repository libnvidia-container")
+        what = "; ".join(lacking.values())
+        yield f"{manager}: no repository of this host has {what}; {', and '.join(cures)}"
 
 
 def _disks(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
     """Need against free, added up for each file system."""
-    release_bytes = catalog().tools.release_bytes
+    tools = catalog().tools
     need: dict[int, int] = {}
     what: dict[int, list[str]] = {}
     for weights in plan.weights:
@@ -233,8 +293,10 @@ def _disks(plan: HostPlan, seen: Mapping[str, Any]) -> Iterator[str]:
             need[device] = need.get(device, 0) + size
             what.setdefault(device, []).append(weights.repository)
     if not seen["releases"][plan.release.path]:
-        device = seen["disks"][plan.spec.paths.releases]["device"]
-        need[device] = need.get(device, 0) + release_bytes
+        place = container.ROOT if plan.release.image else plan.spec.paths.releases
+        size = tools.image_bytes if plan.release.image else tools.release_bytes
+        device = seen["disks"][place]["device"]
+        need[device] = need.get(device, 0) + size
         what.setdefault(device, []).append(plan.release.id)
     for path, disk in seen["disks"].items():
         needed = need.pop(disk["device"], 0)

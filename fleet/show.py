@@ -15,6 +15,7 @@ from rich.text import Text
 from fleet import command
 from fleet.catalog import Catalog, ModelCard
 from fleet.inventory import Site
+from fleet.lock import Change, Lock
 from fleet.memory import Memory, gib
 from fleet.placement import Fit
 from fleet.plan import HostPlan, ServicePlan
@@ -30,6 +31,8 @@ def site(planned: Site) -> Iterator[RenderableType]:
         yield from _hosts(list(alike))
     yield _summary(plans)
     yield Text.assemble(("Order of cut-over", "bold"), ": ", _order(planned))
+    for note in planned.notes:
+        yield Text.assemble(("note", "yellow"), f": {note}")
 
 
 def _order(planned: Site) -> str:
@@ -44,6 +47,10 @@ def _hosts(plans: Sequence[HostPlan]) -> Iterator[RenderableType]:
     count = f"{len(plans)} hosts, " if len(plans) > 1 else ""
     yield Text.assemble((names, "bold"), f" ({count}{plan.group}): {hardware}{driver}")
     yield Text(f"  release  {plan.release.id}")
+    if plan.spec.cuda_toolkit:
+        yield Text(f"  toolkit  CUDA {plan.spec.cuda_toolkit}")
+    if plan.exporter:
+        yield Text(f"  metrics  {plan.exporter.listen}")
     for service in plan.services:
         yield Text("")
         yield Text.assemble("  ", (service.name, "bold"))
@@ -231,6 +238,28 @@ def contradictions(known: Catalog) -> RenderableType:
     )
     for row in known.contradictions:
         table.add_row(row.topic, row.said, ", ".join(row.sources), row.truth, row.reason)
+    return table
+
+
+def lock_summary(lock: Lock) -> str:
+    """How much a lock pins, in a line."""
+    packages = sum(len(release.packages) for release in lock.releases)
+    files = sum(len(model.files) for model in lock.models)
+    counts = {
+        "release": len(lock.releases),
+        "package": packages,
+        "model": len(lock.models),
+        "file": files,
+    }
+    said = [f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items()]
+    return f"{said[0]} of {said[1]}, {said[2]} of {said[3]}"
+
+
+def lock_changes(changes: Sequence[Change]) -> RenderableType:
+    """What a new lock pins otherwise than the one before it."""
+    table = Table("of", "package", "before", "after", box=box.SIMPLE_HEAD, pad_edge=False)
+    for change in changes:
+        table.add_row(change.of, change.what, change.before or "", change.after or "")
     return table
 
 

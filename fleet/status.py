@@ -6,16 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fleet.compare import proxy_is_stale, stale_services
+from fleet.compare import driver_is_stale, driver_reason, proxy_is_stale, stale_services
 from fleet.documents import changes
 from fleet.plan import HostPlan, ServicePlan
+from fleet.rollback import rolled_back
+from fleet.rollback import rows as history_rows
 
 
 def describe(plan: HostPlan, seen: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row for each service of a host."""
     stale = stale_services(plan, seen)
     proxy = f"the proxy: {seen['due']['proxy']}" if proxy_is_stale(seen) else None
-    return [_row(plan, one, seen, stale.get(one.name) or proxy) for one in plan.services]
+    back = rolled_back(seen["history"])
+    why = {one.name: stale.get(one.name) or proxy for one in plan.services}
+    if back:
+        why = {name: reason and f"{reason}; {back}" for name, reason in why.items()}
+    return [_row(plan, one, seen, why[one.name]) for one in plan.services]
 
 
 def _row(
@@ -71,6 +77,20 @@ def _unreachable(plan: HostPlan) -> dict[str, Any]:
     return {"host": plan.name, **empty, "gate": "cannot be reached", "ok": False}
 
 
+def histories(site: Any, inventory_file: Path) -> list[dict[str, Any]]:
+    """What each host has served, newest first; a host that cannot be asked is a row that says so."""
+    from fleet.connection import states
+
+    found: list[dict[str, Any]] = []
+    for name, seen in states(site, inventory_file).items():
+        if seen is None:
+            empty = dict.fromkeys(("generation", "release", "services", "revisions", "passed"), "")
+            found.append({"host": name, **empty, "state": "cannot be reached", "missing": []})
+        else:
+            found.extend(history_rows(name, seen["history"]))
+    return found
+
+
 def differences(site: Any, inventory_file: Path) -> list[dict[str, Any]]:
     """What a roll-out would restart on each host, and why; one question to each, nothing changed."""
     from fleet.connection import states
@@ -93,6 +113,7 @@ def difference(plan: HostPlan, seen: Mapping[str, Any] | None) -> dict[str, Any]
             continue
         applied = seen["applied"].get(name)
         reasons = list(changes(applied, planned[name]))
+        reasons += [driver_reason(seen)] if driver_is_stale(seen) else []
         services[name] = reasons or [stale[name]]
     summary = (
         f"{', '.join(services)} would be cut over" if services else "no change to what it serves"

@@ -1,6 +1,7 @@
 """Afterwards: every host serves what its plan says, or the first that could not was put back.
 
-A host is cut over as a whole: drained, stopped, switched, started, judged. Hosts go canary first, then
+A host is cut over as a whole: drained, stopped, switched, started, judged; with another driver and a
+reboot in between where that is due. Hosts go canary first, then
 in batches; a failure ends the run (FAIL_PERCENT = 0), so that no later wave is touched.
 """
 
@@ -13,13 +14,6 @@ from fleet import facts, ops
 from fleet.compare import must_cut_over
 
 
-def in_wave(number: int) -> bool:
-    """Is the current host in this wave of the hosts that must be cut over?"""
-    # Known only once every host has been looked at, which is why operations ask as they run.
-    waves = facts.site().waves(facts.stale_hosts(must_cut_over))
-    return number < len(waves) and host.name in waves[number]
-
-
 @deploy("rollout")
 def cut_over() -> None:
     """Cut over in waves the hosts whose running processes are not the plan's."""
@@ -29,8 +23,8 @@ def cut_over() -> None:
         ops.job(
             name=f"Wave {number + 1} is drained, switched, started and judged",
             verb="cutover",
-            request=plan.cutover_request(),
+            request=plan.cutover_request(state["os"]),
             needed=must_cut_over(plan, state),
-            _if=partial(in_wave, number),
+            _if=partial(facts.in_wave, number, must_cut_over),
         )
     ops.confirm(name="Nothing differs from the plan any more", needed=must_cut_over(plan, state))

@@ -3,7 +3,8 @@
 from pyinfra.api import deploy
 
 from fleet import facts, ops
-from fleet.compare import files_to_write, packages_differ, system_differs
+from fleet.compare import files_to_write, packages_differ, system_differs, there
+from fleet.drivers import package_manager, system_name
 from fleet.plan import NGINX_UNIT
 
 APPLY = (
@@ -17,9 +18,12 @@ APPLY = (
 def install() -> None:
     """Bring the host to the state that every later step rests on."""
     plan, state = facts.plan(), facts.seen().state
+    system = system_name(state["os"])
+    manager = package_manager(system)
+    packages = plan.base_packages(system) | plan.engine_packages(system, there(state))
     ops.files(
         name="Program, mirrors, user, directories and limits are in place",
-        files=files_to_write(plan.system_files, state),
+        files=files_to_write((*plan.system_files, *plan.repository_files(manager)), state),
         then=APPLY,
         always=system_differs(plan, state),
     )
@@ -28,6 +32,6 @@ def install() -> None:
     ops.job(
         name="Distribution packages are installed",
         verb="packages",
-        request={"packages": plan.base_packages, "mask": [NGINX_UNIT] if fresh_nginx else []},
-        needed=packages_differ(plan.base_packages, state),
+        request={"packages": packages, "mask": [NGINX_UNIT] if fresh_nginx else []},
+        needed=packages_differ(packages, state),
     )
