@@ -19,7 +19,7 @@ WRONG = (
     "GPUs: 7/8 GPUs (silent on the PCI bus: 0000:40:00.0); h20-141 ×8 is declared",
     "port 9000 for m25-a is held by PID ",
     "mirror index: https://",
-    "apt: no source of this host has no-such-package; see mirrors.apt",
+    "apt: no repository of this host has no-such-package; see mirrors.apt",
     "GiB needed for MiniMaxAI/MiniMax-M2.5, 0.0 GiB free",
 )
 
@@ -80,7 +80,7 @@ def test_a_bare_host_without_nvidias_repository_is_refused_untouched(site: Site)
     refused = site.roll_out("--limit", host)
 
     assert refused.exit_code == 1, refused.output
-    assert "apt: no source of this host has nvidia-kernel-open-dkms 580.95.05-1" in refused.output
+    assert "apt: no repository of this host has nvidia-kernel-open-dkms 580.95.05-1" in refused.output
     assert "NVIDIA's repository is named in mirrors.apt" in refused.output
     assert written(host) == before
 

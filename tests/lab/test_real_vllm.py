@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lab import hosts as lab
 from tests.lab.conftest import CPU
 from tests.lab.site import Site
@@ -13,6 +15,7 @@ def version(host: str) -> str:
     return lab.ssh(host, "curl -sf http://127.0.0.1:18000/version", check=True).stdout
 
 
+@pytest.mark.thorough
 def test_the_real_vllm_is_exchanged_and_put_back(site: Site) -> None:
     assert "0.32.0" in version(CPU)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import requests
+from _pytest.mark import ParameterSet
 
 from lab import hosts as lab
 from lab import topology
@@ -18,15 +19,21 @@ from tests.lab.site import Site, main_pids, wait_for
 RARE = "0.30.0"
 NEXT = "0.33.1"
 
+
+def thorough(point: str) -> ParameterSet:
+    """A point of which others are like enough for every day: see `make test-thorough`."""
+    return pytest.param(point, marks=pytest.mark.thorough)
+
+
 KILL_AT = (
-    "Starting operation: preflight",
-    "Starting operation: system | Program",
+    thorough("Starting operation: preflight"),
+    thorough("Starting operation: system | Program"),
     "Starting operation: system | Distribution packages",
-    "Starting operation: driver | Driver packages",
-    "Starting operation: runtime | Release of huggingface_hub",
+    thorough("Starting operation: driver | Driver packages"),
+    thorough("Starting operation: runtime | Release of huggingface_hub"),
     "building",
-    "Starting operation: weights",
-    "Starting operation: service",
+    thorough("Starting operation: weights"),
+    thorough("Starting operation: service"),
     "Starting operation: rollout | Wave 1",
     "started m25-a",
 )
@@ -46,9 +53,9 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(site: Site, point: str) -
 
 HEALTH = ("-y", "inventories/lab.py", "tasks.health.check")
 UPGRADE_KILL_AT = (
-    "Starting operation: service",
+    thorough("Starting operation: service"),
     "draining and stopping",
-    "started m25-a",
+    thorough("started m25-a"),
     "putting this host back",
 )
 
@@ -69,7 +76,8 @@ def test_an_upgrade_killed_anywhere_leaves_one_that_serves_and_is_finished_by_th
     upgraded: Site, point: str
 ) -> None:
     host = H20[0]
-    length = 100000 + UPGRADE_KILL_AT.index(point) + 1
+    # Of each point its own: hosts that have it already would change nothing.
+    length = 100000 + len(point)
     upgraded.edit("h20", r'"max_model_len": \d+', f'"max_model_len": {length}')
     if point == "putting this host back":
         lab.misbehave(host, Rule(Mode.DIE_LOADING, version=NEXT))
@@ -104,6 +112,36 @@ def converged(site: Site, host: str) -> bool:
         environment = lab.ssh(host, f"tr '\\0' '\\n' < /proc/{pid}/environ", check=True).stdout
         assert f"FLEET_STAMP={service.stamp}\n" in environment
     return True
+
+
+CUT_OFF_AT = ("draining and stopping", "started m25-a")
+
+
+@pytest.mark.parametrize("point", CUT_OFF_AT)
+def test_f6_a_run_whose_connection_is_cut_in_a_cut_over_goes_on_by_another(
+    upgraded: Site, point: str
+) -> None:
+    host = H20[0]
+    length = 110000 + CUT_OFF_AT.index(point)
+    upgraded.edit("h20", r'"max_model_len": \d+', f'"max_model_len": {length}')
+    process = upgraded.start("-y", "inventories/lab.py", "deploy.py", "--limit", host)
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if point in line:
+            # Every session's sshd, this one's own among them; the listener is called otherwise.
+            lab.ssh(host, "pkill -KILL --full 'sshd: root'")
+
+    said = "".join(printed)
+    assert process.wait() == 0, said
+    assert "the connection is lost; the host goes on by itself" in said
+    assert "connected again after" in said
+    # The job was not begun twice, and none of its lines came twice or never.
+    for line in ("draining and stopping", "started m25-a", "m25-a serves: ready"):
+        assert said.count(line) == 1, said
+    assert upgraded.roll_out_well("--limit", host).changed == 0
+    assert converged(upgraded, host)
 
 
 @pytest.fixture

@@ -65,3 +65,65 @@ def test_f18_a_host_whose_key_is_not_the_known_one_is_refused(
     said = [line for line in run.output.splitlines() if f"[{host}]" in line]
     assert any(reason in line for line in said), run.output
     assert (main_pids(host), written(host)) == before
+
+
+M1 = {
+    "name": "m1",
+    "model": "MiniMaxAI/MiniMax-M1-40k",
+    "revision": "2d1d1c2f00c97fc1245bfce7648649b76e0a8e6e",
+    "recipe": "m1-tp8",
+    "gpus": [0, 1, 2, 3, 4, 5, 6, 7],
+    "port": 8000,
+}
+L40S = {"name": "NVIDIA L40S", "memory_mib": 46068, "compute_capability": "8.9", "nvswitch": False}
+
+
+@pytest.mark.parametrize(
+    ("lines", "messages"),
+    [
+        (
+            ['vllm = {"version": "0.33.0", "channel": "nightly"}'],
+            ["channel 'nightly' with no commit: pin it, give commit as 40 hex digits"],
+        ),
+        (
+            ['vllm = {"version": "0.33.0", "channel": "source", "commit": "main"}'],
+            ["channel 'source' with 'main': pin it, give commit as 40 hex digits"],
+        ),
+        (
+            ['services[0] = {**services[0], "revision": "main"}'],
+            ["services[0].revision: 'main' is not a commit; pin it"],
+        ),
+        (
+            ['driver = {"version": "570.172.08"}'],
+            ["driver.version: 570.172.08 is too old for vLLM 0.33.0", "CUDA 13", "580 or later"],
+        ),
+        (
+            [
+                f"gpu = {L40S!r}",
+                'services[0] = {**services[0], "env": {"VLLM_USE_DEEP_GEMM": "1"}}',
+            ],
+            ["VLLM_USE_DEEP_GEMM=1 needs compute capability 9.0", "NVIDIA L40S has 8.9"],
+        ),
+        (
+            [f"services = [{M1!r}]"],
+            ["0.33.0 does not serve MiniMaxAI/MiniMax-M1-40k: supported 0.9.2 to 0.23.0"],
+        ),
+    ],
+    ids=["B13 nightly", "B13 source", "B13 revision", "B18 driver", "B18 DeepGEMM", "B19"],
+)
+def test_what_cannot_work_is_refused_with_both_sides(
+    site: Site, lines: list[str], messages: list[str]
+) -> None:
+    before = main_pids(H20[0])
+    for line in lines:
+        site.append("h20", line)
+
+    run = site.roll_out()
+
+    assert run.exit_code == BAD_INPUT
+    for message in messages:
+        assert message in run.output
+    assert "group_data/h20.py" in run.output
+    assert "Traceback" not in run.output
+    assert "Connecting" not in run.output
+    assert main_pids(H20[0]) == before

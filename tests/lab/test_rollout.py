@@ -184,10 +184,10 @@ def test_a_service_that_left_the_plan_is_retired_and_its_neighbour_serves_on(
     assert after["minimax-m25-a.service"] == before["minimax-m25-a.service"]
     assert second.unit not in after
     left = f"ls -d /etc/systemd/system/{second.unit} /etc/systemd/system/*.wants/{second.unit} "
-    left += (
-        f"/etc/minimax/services/{second.name} /var/lib/minimax-fleet/services/{second.name}.json"
-    )
+    left += f"/var/lib/minimax-fleet/services/{second.name}.json"
     assert lab.ssh(host, left).stdout == ""
+    # What was staged with it is the way back.
+    assert lab.ssh(host, f"ls {second.stage_dir}/unit.service").returncode == 0
     listening = lab.ssh(host, "ss --listening --tcp --numeric --no-header", check=True).stdout
     assert f":{second.port} " not in listening
     assert f":{second.engine_port} " not in listening

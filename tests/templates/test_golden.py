@@ -21,7 +21,7 @@ def rendered(plan: HostPlan) -> str:
     """Every file that the plan puts on a host but our own program, one after another."""
     files = [
         file
-        for file in (*plan.system_files, *plan.staged_files)
+        for file in (*plan.system_files, *plan.repository_files("apt"), *plan.staged_files)
         if not file.path.startswith(PROGRAMS)
     ]
     return "\n".join(f"==> {file.path} ({file.mode})\n{file.content}" for file in files)

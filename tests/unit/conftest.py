@@ -26,7 +26,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def packages(program: ModuleType) -> ModuleType:
-    """The module of the verbs `packages` and `driver`, over `program`."""
+    """The module of the verb `packages`, over `program`."""
     return importlib.import_module("fleet_packages")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleet.plan import NGINX_UNIT, PROXY_UNIT, SYSCTL, USER, HostPlan
+from fleet.drivers import DCGM_EXPORTER_UNIT
+from fleet.plan import EXPORTER_DROP_IN, NGINX_UNIT, PROXY_UNIT, SYSCTL, USER, HostPlan
 from fleet.planner import Planner, Texts
 from fleet.spec import HostSpec
 
@@ -15,7 +16,10 @@ SYSTEM: dict[str, Any] = {
     "name": "Debian GNU/Linux 12 (bookworm)",
     "architecture": "x86_64",
     "kernel": "6.1.0-40-amd64",
+    "python": "3.11.2",
     "kernel_headers": True,
+    "next_kernel": None,
+    "enforcing": False,
 }
 
 
@@ -58,10 +62,11 @@ def address(gpu: int) -> str:
 def converged(plan: HostPlan) -> dict[str, Any]:
     """What the probe answers once everything is as planned."""
     files = (
-        *(*plan.system_files, *plan.driver_files(SYSTEM)),
+        *(*plan.system_files, *plan.repository_files("apt"), *plan.driver_files(SYSTEM)),
         *(*plan.staged_files, *plan.installed_files),
+        *([plan.exporter_file] if plan.exporter_file else []),
     )
-    packages = plan.packages("debian-12")
+    packages = plan.packages("debian-12") | plan.engine_packages("debian-12")
     running = {
         "loaded": True,
         "active": "active",
@@ -88,10 +93,13 @@ def converged(plan: HostPlan) -> dict[str, Any]:
     nothing_held = {
         str(port): None for unit in plan.services for port in (unit.port, unit.engine_port)
     }
+    if plan.exporter:
+        nothing_held[str(plan.exporter.port)] = None
     return {
         "os": dict(SYSTEM),
         "files": {
-            file.path: {"sha256": file.sha256, "mode": file.mode, "uid": 0} for file in files
+            EXPORTER_DROP_IN: None,
+            **{file.path: {"sha256": file.sha256, "mode": file.mode, "uid": 0} for file in files},
         },
         "users": {USER: True},
         "directories": {
@@ -113,16 +121,20 @@ def converged(plan: HostPlan) -> dict[str, Any]:
             PROXY_UNIT: {**running, "stamp": None},
             **{unit: {**running, "stamp": None} for unit in plan.driver_request(SYSTEM)["start"]},
             NGINX_UNIT: {**running, "loaded": False, "active": "inactive", "stamp": None},
+            DCGM_EXPORTER_UNIT: {**running, "stamp": plan.exporter_stamp, "needs_reload": False},
         },
         "records": {unit.name: {"stamp": unit.stamp} for unit in plan.services},
-        "due": {"services": {}, "gone": [], "proxy": None},
-        "ports": nothing_held,
-        "disks": {
-            path: {"free_bytes": 10**13, "device": 1}
-            for path in (plan.spec.paths.models, plan.spec.paths.releases)
+        "due": {"services": {}, "gone": [], "proxy": None, "driver": None},
+        "driver": {
+            "loaded": "580.95.05",
+            "nouveau": False,
+            "fabric_manager": {"version": "580.95.05", "active": "active", "said": None},
         },
+        "history": {"aim": None, "way_back": None, "generations": []},
+        "ports": nothing_held,
+        "disks": {path: {"free_bytes": 10**13, "device": 1} for path in plan.places},
         "releases": {release.path: True for release in plan.releases},
         "weights": {weights.path: True for weights in plan.weights},
         "uv": True,
-        "needs": {"mirrors": {}, "apt": None, "weights": {}},
+        "needs": {"mirrors": {}, "packages": None, "weights": {}},
     }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fleet.compare import (
+    driver_files_to_write,
     files_to_write,
     must_cut_over,
     packages_differ,
@@ -15,7 +16,7 @@ from fleet.compare import (
     stale_services,
     system_differs,
 )
-from fleet.plan import PROXY_UNIT, USER
+from fleet.plan import DRIVER_PIN, NO_UPGRADES, PROXY_UNIT, USER
 from tests.unit.state import SYSTEM, converged, plan_of, service
 
 PLAN = plan_of(service(), service(name="other", port=8001, gpus=[4, 5, 6, 7]))
@@ -98,6 +99,40 @@ def test_a_proxy_that_differs_puts_the_host_into_a_wave() -> None:
     assert stale_services(PLAN, seen) == {}
     assert proxy_is_stale(seen)
     assert must_cut_over(PLAN, seen)
+
+
+def test_a_driver_to_exchange_puts_the_host_into_a_wave_with_all_its_services() -> None:
+    seen = converged(PLAN)
+    why = "kernel module 580.82.07, packages 580.82.07-1; 580.95.05 is declared"
+    seen["due"]["driver"] = {"why": why, "reboot": True, "staged": False}
+    seen["due"]["services"] = {"other": "its unit is failed"}
+
+    assert must_cut_over(PLAN, seen)
+    assert stale_services(PLAN, seen) == {
+        "m25": f"the driver is exchanged: {why}",
+        "other": "its unit is failed",
+    }
+
+
+def test_a_host_that_serves_nothing_gets_another_driver_in_a_wave_too() -> None:
+    plan = plan_of()
+    seen = converged(plan)
+    seen["due"]["driver"] = {"why": "", "reboot": True, "staged": False}
+
+    assert stale_services(plan, seen) == {}
+    assert must_cut_over(plan, seen)
+
+
+def test_the_pin_is_that_of_the_installed_driver_until_it_is_exchanged() -> None:
+    seen = converged(PLAN)
+    assert driver_files_to_write(PLAN, seen) == []
+    for path in (DRIVER_PIN, NO_UPGRADES):
+        seen["files"][path] = None
+    assert {file.path for file in driver_files_to_write(PLAN, seen)} == {DRIVER_PIN, NO_UPGRADES}
+
+    seen["due"]["driver"] = {"why": "", "reboot": True, "staged": False}
+
+    assert {file.path for file in driver_files_to_write(PLAN, seen)} == {NO_UPGRADES}
 
 
 def test_the_host_is_told_what_it_judges_itself_by() -> None:

@@ -35,7 +35,11 @@ class Machine:
         self.stopped_in_public: list[str] = []
         self.gate: Callable[[dict[str, Any]], None] = lambda service: None
         self._pids = iter(range(100, 1000))
-        for name in ("RECORDS", "UNITS", "SERVICES", "PROXY", "PROXY_RUN", "DRAINING", "JOBS"):
+        self.folder = folder
+        for name in (
+            *("RECORDS", "UNITS", "SERVICES", "PROXY", "PROXY_RUN", "DRAINING", "JOBS"),
+            *("AIM", "RUNTIME_UNITS", "KEPT_JOBS"),
+        ):
             monkeypatch.setattr(program, name, folder / name.lower())
         for name in ("RECORDS", "UNITS", "SERVICES", "PROXY"):
             (folder / name.lower()).mkdir()
@@ -139,6 +143,9 @@ class Machine:
         stage.mkdir(parents=True, exist_ok=True)
         (stage / "unit.service").write_text(text)
         (stage / "gate.json").write_text(json.dumps({"engine_port": 18000, "gate": gate}))
+        made = {"argv": argv, "vllm": stamp[0], "release": f"{self.folder}/releases/vllm-{stamp}"}
+        made |= {"weights": f"{self.folder}/models/{stamp}", "revision": stamp}
+        (stage / "plan.json").write_text(json.dumps({**made, "port": 8000, "engine_port": 18000}))
         return {
             "name": name,
             "unit": f"minimax-{name}.service",
@@ -181,7 +188,7 @@ class Machine:
         return {unit: process["pid"] for unit, process in self.processes.items()}
 
 
-NOTHING: dict[str, Any] = {"services": {}, "gone": [], "proxy": None}
+NOTHING: dict[str, Any] = {"services": {}, "gone": [], "proxy": None, "driver": None}
 
 
 def sha256(text: str) -> str:

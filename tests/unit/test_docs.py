@@ -256,6 +256,10 @@ def paths_on_a_host(plan: HostPlan) -> Iterator[str]:
     """Everything that a roll-out puts on a host, but for packages."""
     for file in (*plan.system_files, *plan.driver_files(DEBIAN), *plan.staged_files):
         yield file.path
+    for manager in ("apt", "dnf"):
+        yield from (file.path for file in plan.repository_files(manager))
+    assert plan.exporter_file is not None
+    yield plan.exporter_file.path
     yield from plan.directories
     yield from (release.path for release in plan.releases)
     yield plan.uv["path"]
@@ -278,7 +282,8 @@ def test_the_removal_leaves_nothing_that_a_roll_out_puts_there(tmp_path: Path) -
     (tmp_path / "group_data").mkdir()
     (tmp_path / "key.asc").write_text("key")
     (tmp_path / "inventories" / "site.py").write_text('h20 = ["a"]\n')
-    mirrors = 'mirrors = {"apt": {"nvidia": {"url": "http://192.0.2.1", "key": "key.asc"}}}\n'
+    nvidia = '{"nvidia": {"url": "http://192.0.2.1", "key": "key.asc"}}'
+    mirrors = f'mirrors = {{"apt": {nvidia}, "dnf": {nvidia}}}\ndcgm_exporter = True\n'
     shipped = (ROOT / "group_data" / "h20.py").read_text()
     (tmp_path / "group_data" / "h20.py").write_text(shipped + mirrors)
     plan = inventory.load(tmp_path / "inventories" / "site.py", cwd=tmp_path).plans["a"]
@@ -298,7 +303,7 @@ def test_the_readme_names_every_package_that_a_roll_out_installs() -> None:
     (row,) = (row for row in rows(ROOT / "README.md", "step") if row[0] == "system")
     named = re.findall(r"`([a-z0-9.+-]+)`", row[1].partition(", and those")[0])
 
-    assert named == catalog().tools.packages
+    assert named == catalog().tools.packages["apt"]
 
 
 def test_the_readme_names_the_exit_codes_and_every_option_that_is_refused() -> None:

@@ -103,6 +103,18 @@ def test_what_the_host_says_is_told_where_the_plan_is_the_applied_one() -> None:
     assert row["services"] == {"m25": ["its unit is failed"]}
 
 
+def test_another_driver_is_told_with_what_changes_besides() -> None:
+    before, after = plan_of(service()), plan_of(service(max_model_len=65536))
+    why = "kernel module 580.82.07, packages 580.82.07-1; 580.95.05 is declared"
+    seen = seen_with(before)
+    seen["due"]["driver"] = {"why": why, "reboot": True, "staged": False}
+
+    assert difference(before, seen)["services"] == {"m25": [f"the driver is exchanged: {why}"]}
+    assert difference(after, seen)["services"] == {
+        "m25": ["--max-model-len: added 65536", f"the driver is exchanged: {why}"]
+    }
+
+
 def test_a_host_that_cannot_be_asked_is_an_error() -> None:
     row = difference(plan_of(service()), None)
 

@@ -81,11 +81,28 @@ def test_asking_others_does_not_make_the_hosts_clock_look_wrong(
     program: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control machine takes the host's time for that of the middle of its question."""
-    empty = ("files", "users", "directories", "sysctl", "units", "ports", "disks", "releases")
+    empty = (
+        "files",
+        "users",
+        "directories",
+        "sysctl",
+        "units",
+        "ports",
+        "disks",
+        "releases",
+        "accepted",
+    )
     question = {
         **dict.fromkeys((*empty, "weights", "models", "sources"), ()),
-        **dict.fromkeys(("kernel_headers", "gpus", "cutover")),
-        **{"packages": {}, "services": "/nowhere", "uv": "/nowhere", "mirrors": {}},
+        **dict.fromkeys(("gpus", "fabric_manager")),
+        **{key: {} for key in ("kernel_headers", "drivers", "engines", "cutover")},
+        **{
+            "packages": {},
+            "services": "/nowhere",
+            "uv": "/nowhere",
+            "mirrors": {},
+            "outside": True,
+        },
     }
     monkeypatch.setattr(program, "units_state", lambda units: {})
     monkeypatch.setattr(program, "due", lambda request, units: {})
@@ -103,7 +120,8 @@ def test_asking_others_does_not_make_the_hosts_clock_look_wrong(
 def request(**changes: Any) -> dict[str, Any]:
     """What the probe is asked, as far as it concerns what the host needs."""
     mirrors = {"apt": {}, "index": "https://index.example/simple", "hub": "https://huggingface.co"}
-    return {"mirrors": mirrors, "models": [], "sources": [], **changes}
+    sources: dict[str, list[object]] = {"apt": [], "dnf": []}
+    return {"mirrors": mirrors, "models": [], "images": [], "sources": sources, **changes}
 
 
 def state(**changes: Any) -> dict[str, Any]:
@@ -140,11 +158,11 @@ def test_the_default_index_is_tried_where_something_will_come_from_it(
 def test_apt_is_asked_only_for_what_is_missing(program: ModuleType, reached: list[str]) -> None:
     there = {"git": {"version": "1:2.39", "held": False}, "nvidia-driver-cuda": None}
 
-    assert program.needs_state(request(), state(packages=there), {"git": None})["apt"] is None
+    assert program.needs_state(request(), state(packages=there), {"git": None})["packages"] is None
     wanted = {"git": None, "nvidia-driver-cuda": "580.95.05-1"}
     needs = program.needs_state(request(), state(packages=there), wanted)
 
-    assert needs["apt"] == {"versions": ["nvidia-driver-cuda"]}
+    assert needs["packages"] == {"versions": ["nvidia-driver-cuda"]}
 
 
 def test_an_apt_mirror_that_is_down_is_told_once(program: ModuleType, reached: list[str]) -> None:
@@ -153,7 +171,7 @@ def test_an_apt_mirror_that_is_down_is_told_once(program: ModuleType, reached: l
     needs = program.needs_state(request(mirrors=mirrors), state(), {"git": None})
 
     assert needs["mirrors"]["apt nvidia"]["error"] == "Connection refused"
-    assert needs["apt"] is None
+    assert needs["packages"] is None
 
 
 SOURCES = [
@@ -205,164 +223,7 @@ def test_sources_that_cannot_be_read_are_told_in_apts_words(
     assert found == {"error": "The repository 'http://mirror  Release' is not signed."}
 
 
-# ---------------------------------------------------------------------------------------- driver
-
-
-class Machine:
-    """systemctl and apt-mark of a host with a driver; says what they were told."""
-
-    def __init__(
-        self, program: ModuleType, packages: ModuleType, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        self.said: list[str] = []
-        self.failing: set[str] = set()
-        self.serving = ""
-        self.held = ""
-        self.installed = True
-        self.smi: dict[str, Any] = {
-            "error": None,
-            "devices": [{"driver": DRIVER, "index": n} for n in range(8)],
-        }
-        monkeypatch.setattr(program, "run", self.run)
-        monkeypatch.setattr(packages, "packages", lambda request: self.installed)
-        monkeypatch.setattr(program, "gpus_state", lambda: self.smi)
-        monkeypatch.setattr(program, "journal", lambda unit: [f"journal of {unit}"])
-        monkeypatch.setattr(
-            program,
-            "unit_state",
-            lambda unit: {"active": "failed" if unit in self.failing else "active"},
-        )
-
-    def run(self, *argv: str, **_: Any) -> SimpleNamespace:
-        if argv[:2] == ("systemctl", "list-units"):
-            return done(self.serving)
-        if argv == ("apt-mark", "showhold"):
-            return done(self.held)
-        self.said.append(" ".join(argv))
-        return done()
-
-    def told(self, verb: str) -> list[str]:
-        return [line for line in self.said if line.startswith(verb)]
-
-
-@pytest.fixture
-def machine(program: ModuleType, packages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(program, packages, monkeypatch)
-
-
-def driver_request() -> dict[str, Any]:
-    known = ["nvidia-driver-cuda", "nvidia-fabricmanager", "nvidia-fabricmanager-570"]
-    start = [PERSISTENCED, FABRIC_MANAGER]
-    return {"packages": {}, "unhold": known, "start": start, "version": DRIVER, "gpus": 8}
-
-
-def test_every_daemon_is_enabled_before_any_is_started(
-    program: ModuleType, packages: ModuleType, machine: Machine
-) -> None:
-    machine.failing = {PERSISTENCED}
-
-    with pytest.raises(program.HostError, match=f"{PERSISTENCED} does not run:\njournal of"):
-        packages.driver(driver_request())
-
-    assert machine.told("systemctl") == [
-        f"systemctl enable --quiet {PERSISTENCED} {FABRIC_MANAGER}",
-        f"systemctl restart {PERSISTENCED}",
-        f"systemctl restart {FABRIC_MANAGER}",
-    ]
-
-
-def test_what_nvidia_smi_says_comes_before_what_the_daemons_say(
-    program: ModuleType, packages: ModuleType, machine: Machine
-) -> None:
-    machine.failing = {PERSISTENCED}
-    machine.smi = {"error": "Driver/library version mismatch", "devices": None}
-
-    with pytest.raises(program.HostError, match=r"driver 580\.95\.05: Driver/library version"):
-        packages.driver(driver_request())
-
-
-@pytest.mark.parametrize(
-    ("installed", "serving", "verb"),
-    [
-        (True, "", "restart"),
-        (True, "minimax-m25.service loaded active running vLLM\n", "start"),
-        (True, "minimax-m25.service loaded deactivating stop-sigterm vLLM\n", "start"),
-        (True, "minimax-proxy.service a\nminimax-job-driver-1.service a\n", "restart"),
-        (False, "", "start"),
-    ],
-    ids=["installed", "serving", "draining", "not a service", "nothing installed"],
-)
-def test_a_daemon_is_never_restarted_under_services(
-    program: ModuleType,
-    packages: ModuleType,
-    machine: Machine,
-    installed: bool,
-    serving: str,
-    verb: str,
-) -> None:
-    machine.installed, machine.serving = installed, serving
-
-    packages.driver(driver_request())
-
-    assert machine.told("systemctl ")[1:] == [
-        f"systemctl {verb} {PERSISTENCED}",
-        f"systemctl {verb} {FABRIC_MANAGER}",
-    ]
-
-
-def test_only_holds_of_driver_packages_are_released(
-    program: ModuleType, packages: ModuleType, machine: Machine
-) -> None:
-    machine.held = "linux-image-amd64\nnvidia-container-toolkit\nnvidia-fabricmanager-570\n"
-
-    packages.driver(driver_request())
-
-    assert machine.told("apt-mark") == ["apt-mark unhold nvidia-fabricmanager-570"]
-
-
 # --------------------------------------------------------------------------------------- release
-
-
-def release_request(folder: Path) -> dict[str, Any]:
-    return {
-        "path": str(folder / "releases" / "vllm-1"),
-        "requirements": ["vllm==0.33.0"],
-        "python": "3.12",
-        "torch_backend": None,
-        "bytecode": True,
-        "check": ["vllm", "--version"],
-        "index": None,
-        "uv": {"path": "/opt/fleet/uv/1/bin/uv", "version": "1", "sha256": {}},
-        "pythons": "/opt/fleet/python",
-        "user": "minimax",
-        "home": "/var/lib/minimax",
-    }
-
-
-def test_an_interpreter_that_uv_fetches_lies_where_services_can_read_it(
-    program: ModuleType, releases: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[tuple[str, ...], dict[str, str]]] = []
-
-    def run(*argv: str, env: dict[str, str] | None = None, **_: Any) -> SimpleNamespace:
-        calls.append((argv, env or {}))
-        if "venv" in argv:
-            Path(argv[-1], "bin").mkdir(parents=True)
-        return done("0.33.0\n")
-
-    monkeypatch.setattr(program, "run", run)
-    monkeypatch.setattr(releases, "install_uv", lambda uv, index: uv["path"])
-
-    releases.release(release_request(tmp_path))
-
-    environments = {argv[1]: env for argv, env in calls if argv[0].endswith("/uv")}
-    assert environments["venv"]["UV_PYTHON_INSTALL_DIR"] == "/opt/fleet/python"
-    assert environments["pip"]["UV_PYTHON_INSTALL_DIR"] == "/opt/fleet/python"
-    checks = [(argv, env) for argv, env in calls if argv[0] == "setpriv"]
-    assert [argv[1] for argv, _ in checks] == ["--reuid=minimax"] * 2
-    argv, env = checks[-1]
-    assert argv[-1] == "--version"
-    assert env["HOME"] == "/var/lib/minimax"
 
 
 @pytest.mark.parametrize("home", ["/root", "/home/me", "/run/user/0"])

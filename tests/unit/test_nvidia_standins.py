@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -455,6 +456,30 @@ class TestModule:
         # Any user's process may say that it uses a GPU.
         assert (host.root / "run/lab/gpu").readlink() == Path("/dev/shm/lab-gpu")
         assert (host.root / "dev/shm/lab-gpu").stat().st_mode & 0o7777 == 0o1777
+
+    def test_says_what_is_loaded_where_the_kernel_does(
+        self, host: LabHost, program: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In words that the hosts' program reads."""
+        self.headers(host)
+        host.unload()
+        self.module(host, "build", version="580.82.07")
+        self.module(host, "load", version="580.82.07")
+        self.module(host, "build")
+        self.module(host, "load")
+
+        monkeypatch.setattr(program, "DRIVER", host.root / "run/lab/proc-driver/nvidia/version")
+        assert program.loaded_driver() == "580.82.07"
+
+    def test_dkms_says_what_is_built(self, host: LabHost) -> None:
+        self.headers(host)
+        assert host.run("nvidia_dkms.py", "status").stdout == ""
+        self.module(host, "build")
+
+        said = host.run("nvidia_dkms.py", "status", "-k", "6.1.0-40-amd64").stdout
+
+        assert said == f"nvidia/{VERSION}, 6.1.0-40-amd64, x86_64: installed\n"
+        assert host.run("nvidia_dkms.py", "build").returncode == 1
 
     def test_is_not_loaded_without_a_gpu(self, host: LabHost) -> None:
         self.headers(host)

@@ -9,7 +9,7 @@ import pytest
 
 from fleet.drivers import FABRIC_MANAGER_UNIT, PERSISTENCE_UNIT
 from fleet.preflight import driver_incomplete, driver_runs, problems
-from tests.unit.state import converged, plan_of, service
+from tests.unit.state import SYSTEM, converged, plan_of, service
 
 PLAN = plan_of(service())
 HUB = PLAN.weights[0].path
@@ -50,12 +50,12 @@ def stop_services(seen: dict[str, Any]) -> None:
 def not_in_any_source(seen: dict[str, Any]) -> None:
     package_missing(seen)
     versions = {"nvidia-driver-cuda": ["570.172.08-1", "580.82.07-1"], "git-lfs": []}
-    seen["needs"]["apt"] = {"versions": versions}
+    seen["needs"]["packages"] = {"versions": versions}
 
 
 def broken_sources(seen: dict[str, Any]) -> None:
     package_missing(seen)
-    seen["needs"]["apt"] = {"error": "The repository 'http://mirror stable Release' is not signed."}
+    seen["needs"]["packages"] = {"error": "The repository 'http://mirror stable Release' is not signed."}
 
 
 def other_gpu(seen: dict[str, Any]) -> None:
@@ -69,6 +69,20 @@ def port_held(seen: dict[str, Any]) -> None:
 def driver_under_services(seen: dict[str, Any]) -> None:
     for device in seen["gpus"]["devices"]:
         device["driver"] = "570.172.08"
+
+
+def another_driver(seen: dict[str, Any]) -> None:
+    driver_under_services(seen)
+    seen["due"]["driver"] = {
+        "why": "kernel module 570.172.08, packages 570.172.08-1; 580.95.05 is declared",
+        "reboot": True,
+        "staged": False,
+    }
+
+
+def f14_mismatch(seen: dict[str, Any]) -> None:
+    error = "Failed to initialize NVML: Driver/library version mismatch"
+    seen["gpus"] = {"error": error, "devices": None}
 
 
 def too_big(seen: dict[str, Any]) -> None:
@@ -96,18 +110,22 @@ def test_nothing_is_wrong_with_a_converged_host() -> None:
         (no_switches, "NVSwitch: 0 on the PCI bus, and h20-141 has some"),
         (
             not_in_any_source,
-            "apt: no source of this host has git-lfs; "
+            "apt: no repository of this host has git-lfs; "
             "nvidia-driver-cuda 580.95.05-1 (it has 570.172.08-1, 580.82.07-1); "
             "NVIDIA's repository is named in mirrors.apt",
         ),
-        (broken_sources, "apt: the host's sources cannot be read: The repository 'http://mirror"),
+        (broken_sources, "apt: the host's repositories cannot be read: The repository 'http://mirror"),
         (other_gpu, "compute capability 8.0, h20-141 has 9.0"),
         (other_gpu, "81559 MiB, h20-141 has 143771 MiB"),
         (port_held, "port 8000 for m25 is held by PID 4711 (python3)"),
-        (driver_under_services, "580.95.05 is declared, while m25 serves"),
         (
-            lambda seen: seen["packages"].update({"nvidia-persistenced": None}),
-            "driver: nvidia-persistenced would be installed while m25 serves; stop it first",
+            another_driver,
+            "driver: kernel module 570.172.08, packages 570.172.08-1; 580.95.05 is declared: that takes "
+            "a reboot of this host; allow it, driver = {'version': '580.95.05', 'reboot': 'if-needed'}",
+        ),
+        (
+            f14_mismatch,
+            "Driver/library version mismatch; kernel module 580.95.05 is loaded: reboot this host",
         ),
         (too_big, "230.0 GiB needed for MiniMaxAI/MiniMax-M2.5, 100.0 GiB free"),
         (index_down, "mirror index: http://mirror/simple cannot be reached: Connection refused"),
@@ -162,7 +180,7 @@ def test_a_driver_branch_that_is_not_known_for_the_system() -> None:
 
     message = "\n".join(problems(plan, converged(plan), 0.0))
 
-    assert "driver: branch 590 is not known for debian-12; known are 570, 580" in message
+    assert "driver: branch 590 is not known for debian-12; known are 570, 575, 580" in message
 
 
 @pytest.mark.parametrize(
@@ -220,14 +238,73 @@ def test_headers_may_be_installed_under_services() -> None:
     assert problems(PLAN, seen, 0.0) == []
 
 
-def test_a_retired_service_keeps_its_driver_too() -> None:
-    seen = converged(PLAN)
-    driver_under_services(seen)
-    stop_services(seen)
-    assert problems(PLAN, seen, 0.0) == []
-    seen["units"]["minimax-gone.service"] = {"active": "active"}
+def test_another_driver_is_no_obstacle_where_the_host_may_reboot_for_it() -> None:
+    """What nvidia-smi says of the one that goes is none either, but for GPUs that do not answer it."""
+    plan = plan_of(service(), driver={"version": "580.95.05", "reboot": "if-needed"})
+    seen = converged(plan)
+    another_driver(seen)
+    assert problems(plan, seen, 0.0) == []
 
-    assert "while gone serves" in "\n".join(problems(PLAN, seen, 0.0))
+    f14_mismatch(seen)
+    assert problems(plan, seen, 0.0) == []
+
+
+def test_packages_that_changed_under_their_module_are_exchanged_without_leave_to_reboot() -> None:
+    seen = converged(PLAN)
+    f14_mismatch(seen)
+    why = "kernel module 580.95.05, packages 580.105.08-1; 580.95.05 is declared"
+    seen["due"]["driver"] = {"why": why, "reboot": False, "staged": False}
+
+    assert problems(PLAN, seen, 0.0) == []
+
+
+def test_a_driver_that_is_loaded_is_exchanged_with_apt_only() -> None:
+    seen = converged(PLAN)
+    another_driver(seen)
+    seen["os"].update(id="rocky", version_id="9.6")
+
+    assert "is exchanged with apt only; on rocky-9 stop the services" in "\n".join(
+        problems(PLAN, seen, 0.0)
+    )
+
+
+MISMATCHED = "fabric manager NVIDIA GPU driver interface version 580.82.07 don't match with driver"
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, "fabric manager: there is none, and this machine has NVSwitches; install it of the"),
+        (
+            {"version": "580.82.07", "active": "failed", "said": MISMATCHED},
+            f"fabric manager: 580.82.07 is installed and kernel module 580.95.05 is loaded: {MISMATCHED};"
+            " install it of the driver's own version, or declare driver.version",
+        ),
+        (
+            {"version": "580.95.05", "active": "inactive", "said": None},
+            "fabric manager: its unit is inactive; see journalctl -u nvidia-fabricmanager.service",
+        ),
+    ],
+)
+def test_f14_a_driver_that_is_not_declared_must_have_its_fabric_manager(
+    found: dict[str, Any] | None, message: str
+) -> None:
+    plan = plan_of(service(), driver=None)
+    seen = converged(plan)
+    assert problems(plan, seen, 0.0) == []
+    seen["driver"]["fabric_manager"] = found
+
+    (problem,) = problems(plan, seen, 0.0)
+
+    assert problem.startswith(message)
+
+
+def test_a_kernel_that_waits_for_a_reboot_needs_its_headers_too() -> None:
+    system = {**SYSTEM, "next_kernel": "6.1.0-41-amd64"}
+
+    assert next(iter(PLAN.driver_request(system)["packages"])) == "linux-headers-6.1.0-41-amd64"
+    # What a cut-over is told is the same before and after that reboot.
+    assert PLAN.cutover_request(system) == PLAN.cutover_request(SYSTEM)
 
 
 def test_switches_that_the_declared_kind_has_not_are_named_with_the_cure() -> None:

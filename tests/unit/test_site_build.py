@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lab import LabError, base, paths
-from lab.site import apt, build, hub, index
+from lab.site import apt, build, containers, hub, index, sources
 from lab.tinymodel import build as tinymodel
 
 
@@ -17,6 +17,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(paths, "SITE_ROOT", tmp_path / "site")
     monkeypatch.setattr(base, "ensure", lambda progress: tmp_path / "base")
     monkeypatch.setattr(apt, "ensure", lambda root, tree, progress: made.append("apt"))
+    monkeypatch.setattr(containers, "ensure", lambda root, tree, progress: made.append("image"))
 
     def index_ensure(root: Path, progress: object, *, cpu_builds: bool) -> None:
         made.append(f"index, cpu_builds={cpu_builds}")
@@ -31,6 +32,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(index, "ensure", index_ensure)
     monkeypatch.setattr(tinymodel, "ensure", tiny_ensure)
     monkeypatch.setattr(hub, "ensure", hub_ensure)
+    monkeypatch.setattr(sources, "ensure", lambda root, progress: made.append("sources"))
     return made
 
 
@@ -39,7 +41,10 @@ def test_all_parts_are_made(made: list[str], monkeypatch: pytest.MonkeyPatch) ->
 
     build.ensure(lambda _: None)
 
-    assert sorted(made) == ["apt", "hub, tiny_model=tiny", "index, cpu_builds=True", "tiny model"]
+    assert sorted(made) == [
+        *("apt", "hub, tiny_model=tiny", "image", "index, cpu_builds=True"),
+        *("sources", "tiny model"),
+    ]
 
 
 def test_without_the_cpu_host_nothing_is_made_for_it(
@@ -49,7 +54,13 @@ def test_without_the_cpu_host_nothing_is_made_for_it(
 
     build.ensure(lambda _: None)
 
-    assert sorted(made) == ["apt", "hub, tiny_model=None", "index, cpu_builds=False"]
+    assert sorted(made) == [
+        "apt",
+        "hub, tiny_model=None",
+        "image",
+        "index, cpu_builds=False",
+        "sources",
+    ]
 
 
 @pytest.mark.parametrize("part", [apt, hub, index])

@@ -4,6 +4,7 @@ import http.client
 import json
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,16 @@ def test_a_token_is_asked_for(site: Site) -> None:
     assert site.get("/files/a.whl", Authorization="Bearer right").status_code == 200
 
 
+def test_a_user_and_a_password_are_asked_for(site: Site) -> None:
+    site.fault(mode="login", path_prefix="/files/", token="fetch:right")
+
+    refused = site.get("/files/a.whl")
+    assert (refused.status_code, refused.headers["WWW-Authenticate"][:5]) == (401, "Basic")
+    wrong, right = (b64encode(f"fetch:{word}".encode()).decode() for word in ("wrong", "right"))
+    assert site.get("/files/a.whl", Authorization=f"Basic {wrong}").status_code == 401
+    assert site.get("/files/a.whl", Authorization=f"Basic {right}").status_code == 200
+
+
 def test_a_fault_for_one_client_spares_the_others(site: Site) -> None:
     site.fault(mode="status", client="10.86.1.1")
 
@@ -300,3 +311,49 @@ def test_what_is_no_fault_is_refused(site: Site, fault: dict[str, Any], complain
 
     assert answer.status_code == 400
     assert complaint in answer.json()["error"]
+
+
+DIGEST = f"sha256:{'a' * 64}"
+
+
+def registry(site: Site) -> None:
+    folder = site.root / "registry" / "vllm" / "vllm-openai"
+    for kind, content in (("manifests", '{"mediaType": "application/x"}'), ("blobs", "layer")):
+        (folder / kind).mkdir(parents=True)
+        (folder / kind / DIGEST).write_text(content)
+    (site.root / "registry" / "images.json").write_text("{}")
+
+
+def test_a_registry_gives_manifests_and_blobs_by_their_digest(site: Site) -> None:
+    registry(site)
+
+    version = site.get("/v2/")
+    manifest = site.get(f"/v2/vllm/vllm-openai/manifests/{DIGEST}")
+    blob = site.get(f"/v2/vllm/vllm-openai/blobs/{DIGEST}", Range="bytes=2-")
+
+    assert version.status_code == 200
+    assert version.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+    assert manifest.headers["Content-Type"] == "application/x"
+    assert manifest.headers["Docker-Content-Digest"] == DIGEST
+    assert (blob.status_code, blob.text) == (206, "yer")
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/v2/vllm/vllm-openai/manifests/latest", "MANIFEST_UNKNOWN"),
+        (f"/v2/other/blobs/{DIGEST}", "BLOB_UNKNOWN"),
+        ("/v2/vllm/vllm-openai/blobs/%2e%2e%2f%2e%2e%2f%2e%2e%2f%2e%2e%2fsecret", "BLOB_UNKNOWN"),
+        ("/v2/%2e%2e/blobs/secret", "BLOB_UNKNOWN"),
+        ("/v2/images.json", "BLOB_UNKNOWN"),
+    ],
+)
+def test_what_a_registry_does_not_have(site: Site, path: str, code: str) -> None:
+    registry(site)
+    (site.root / "blobs").mkdir()
+    (site.root / "blobs" / "secret").write_text("not to be served")
+
+    answer = site.get(path)
+
+    assert answer.status_code == 404
+    assert answer.json()["errors"][0]["code"] == code
