@@ -731,7 +731,13 @@ def apt_versions(names, sources):
     """
     with tempfile.TemporaryDirectory(prefix="minimax-fleet-apt-") as folder:
         place = pathlib.Path(folder)
-        for part in (APT_SOURCES, APT_KEYRINGS, APT_AUTH, "lists/partial", "cache/archives/partial"):
+        for part in (
+            APT_SOURCES,
+            APT_KEYRINGS,
+            APT_AUTH,
+            "lists/partial",
+            "cache/archives/partial",
+        ):
             (place / part).mkdir(parents=True)
         for part in (APT_SOURCES, APT_AUTH):
             for file in pathlib.Path("/", part).glob("*.*"):

@@ -103,14 +103,7 @@ class Making:
         }
         for left in self.partial.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        core.write_atomically(self.partial / core.MANIFEST, json.dumps(manifest, indent=1))
-        os.sync()
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.partial.rename(self.path)
-        core.say(
-            f"{self.path.name}: complete after {manifest['seconds']:.0f} s, "
-            f"{len(manifest['packages'])} packages, {size / releases.GIB:.1f} GiB"
-        )
+        releases.appear(self.path, self.partial, manifest)
 
 
 # ----------------------------------------------------------------------------------------- the engine

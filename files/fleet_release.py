@@ -157,15 +157,20 @@ class Build:
             bytes=core.size_of(self.partial),
             built_at=time.time(),
         )
-        # The manifest is what makes a release complete, so it comes last; the rename makes it appear whole.
-        core.write_atomically(self.partial / core.MANIFEST, json.dumps(manifest, indent=1))
-        os.sync()
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.partial.rename(self.path)
-        core.say(
-            f"{self.path.name}: complete after {manifest['seconds']:.0f} s, "
-            f"{len(manifest['packages'])} packages, {manifest['bytes'] / GIB:.1f} GiB"
-        )
+        appear(self.path, self.partial, manifest)
+
+
+def appear(path, partial, manifest):
+    """What was built under a temporary name is there, complete, under its own."""
+    # The manifest is what makes a release complete, so it comes last; the rename makes it appear whole.
+    core.write_atomically(partial / core.MANIFEST, json.dumps(manifest, indent=1))
+    os.sync()
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+    core.say(
+        f"{path.name}: complete after {manifest['seconds']:.0f} s, "
+        f"{len(manifest['packages'])} packages, {manifest['bytes'] / GIB:.1f} GiB"
+    )
 
 
 def uv_environment(request):

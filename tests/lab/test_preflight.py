@@ -80,7 +80,9 @@ def test_a_bare_host_without_nvidias_repository_is_refused_untouched(site: Site)
     refused = site.roll_out("--limit", host)
 
     assert refused.exit_code == 1, refused.output
-    assert "apt: no repository of this host has nvidia-kernel-open-dkms 580.95.05-1" in refused.output
+    assert (
+        "apt: no repository of this host has nvidia-kernel-open-dkms 580.95.05-1" in refused.output
+    )
     assert "NVIDIA's repository is named in mirrors.apt" in refused.output
     assert written(host) == before
 

@@ -55,7 +55,9 @@ def not_in_any_source(seen: dict[str, Any]) -> None:
 
 def broken_sources(seen: dict[str, Any]) -> None:
     package_missing(seen)
-    seen["needs"]["packages"] = {"error": "The repository 'http://mirror stable Release' is not signed."}
+    seen["needs"]["packages"] = {
+        "error": "The repository 'http://mirror stable Release' is not signed."
+    }
 
 
 def other_gpu(seen: dict[str, Any]) -> None:
@@ -114,7 +116,10 @@ def test_nothing_is_wrong_with_a_converged_host() -> None:
             "nvidia-driver-cuda 580.95.05-1 (it has 570.172.08-1, 580.82.07-1); "
             "NVIDIA's repository is named in mirrors.apt",
         ),
-        (broken_sources, "apt: the host's repositories cannot be read: The repository 'http://mirror"),
+        (
+            broken_sources,
+            "apt: the host's repositories cannot be read: The repository 'http://mirror",
+        ),
         (other_gpu, "compute capability 8.0, h20-141 has 9.0"),
         (other_gpu, "81559 MiB, h20-141 has 143771 MiB"),
         (port_held, "port 8000 for m25 is held by PID 4711 (python3)"),
