@@ -82,6 +82,10 @@ class HostError(Exception):
     """One line for a person: what could not be done here, and why."""
 
 
+class SystemdSilentError(HostError):
+    """systemd cannot be asked, as while a host goes down."""
+
+
 def say(text):
     """A line of progress, seen at once by whoever follows this run."""
     # A full disk under the log must not end the work that the line is about.
@@ -467,7 +471,10 @@ def units_state(units):
     """
     if not units:
         return {}
-    shown = run("systemctl", "show", "-p", UNIT_PROPERTIES, "--", *units).stdout
+    done = run("systemctl", "show", "-p", UNIT_PROPERTIES, "--", *units, check=False)
+    if done.returncode:
+        raise SystemdSilentError(f"systemd does not say how units are: {done.stderr.strip()}")
+    shown = done.stdout
     booted_at = time.time() - time.monotonic()
     state = {}
     for block in shown.strip().split("\n\n"):
@@ -2375,8 +2382,10 @@ def follow(unit, log, code, seen=0):
             # The exit code is the usual end; asking systemd is for a job that was killed.
             if not ended and time.monotonic() - looked > LOOK_S:
                 looked = time.monotonic()
-                resume(unit, resumed)
-                ended = not is_running(unit) and not pending(unit)
+                # While the host goes down for a reboot, systemd answers nobody any more.
+                with contextlib.suppress(SystemdSilentError):
+                    resume(unit, resumed)
+                    ended = not is_running(unit) and not pending(unit)
             for line in stream:
                 print(line, end="", flush=True)
             if ended:

@@ -668,3 +668,27 @@ def test_a_job_that_breaks_says_so_in_one_line(
     assert (machine.program.JOBS / "unit.exit").read_text() == "1"
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "KeyError: 'path' (fleet_weights.py, weights, line " + line.rsplit(" ", 1)[1]
+
+
+def test_a_host_that_goes_down_for_a_reboot_does_not_end_the_following(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """systemd stops answering before sshd does; the job has ended by itself when it can be asked again."""
+    log, code = tmp_path / "log", tmp_path / "exit"
+    log.write_text("rebooting this host\n")
+    asked: list[str] = []
+
+    def running(unit: str) -> bool:
+        asked.append(unit)
+        if len(asked) > 1:
+            code.write_text("0")
+            return False
+        raise machine.program.SystemdSilentError("Failed to connect to bus")
+
+    monkeypatch.setattr(machine.program, "LOOK_S", 0)
+    monkeypatch.setattr(machine.program, "resume", lambda unit, resumed: None)
+    monkeypatch.setattr(machine.program, "pending", lambda unit: False)
+    monkeypatch.setattr(machine.program, "is_running", running)
+
+    assert machine.program.follow("minimax-job-cutover-1", log, code) == 0
+    assert len(asked) == 2
