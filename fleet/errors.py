@@ -9,6 +9,16 @@ from difflib import get_close_matches
 BAD_INPUT = 2
 """Exit code: the input is wrong, and no host was contacted."""
 
+EXPECTED_TYPES = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+"""What pydantic wanted where a file has another type, in words for a person."""
+
 
 @dataclass(frozen=True)
 class Problem:

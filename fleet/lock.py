@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fleet.catalog import PinnedUv
-from fleet.errors import Problem, SiteError
+from fleet.errors import EXPECTED_TYPES, Problem, SiteError
 from fleet.plan import OS_PYTHON, HostPlan, Release, Weights, digest
 from fleet.spec import COMMIT, PACKAGE, Model, Repository
 
@@ -458,16 +458,6 @@ def _document(path: str, text: str) -> dict[Any, Any]:
     return document
 
 
-_EXPECTED = {
-    "string_type": "a text",
-    "int_type": "a whole number",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-}
-
-
 def _explained(finding: Mapping[str, Any]) -> str:
     kind = finding["type"]
     cure = "locks are written by `fleet lock`, not by hand"
@@ -477,8 +467,8 @@ def _explained(finding: Mapping[str, Any]) -> str:
         return f"unknown key; {cure}"
     if kind == "value_error":
         return f"{finding['ctx']['error']}; {cure}"
-    if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, got {type(finding['input']).__name__}; {cure}"
+    if kind in EXPECTED_TYPES:
+        return f"expected {EXPECTED_TYPES[kind]}, got {type(finding['input']).__name__}; {cure}"
     return f"{finding['msg'][0].lower()}{finding['msg'][1:]}; {cure}"
 
 

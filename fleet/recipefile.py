@@ -34,7 +34,7 @@ from fleet.catalog import (
     Shape,
 )
 from fleet.command import MANAGED_ENVIRONMENT, MANAGED_FLAGS, SPREADING
-from fleet.errors import did_you_mean
+from fleet.errors import EXPECTED_TYPES, did_you_mean
 from fleet.spec import Argument, GpuKind
 
 LONGEST_FILE = 1 << 18
@@ -285,14 +285,6 @@ def _part(kind: type[Part], content: object, where: str) -> Part:
         raise RecipeFileError(path or "the file", _explained(finding)) from None
 
 
-_EXPECTED = {
-    "string_type": "a text",
-    "int_type": "a whole number",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-}
 _SCHEMA = "see CONTRIBUTING.md of vllm-project/recipes"
 
 
@@ -302,10 +294,10 @@ def _explained(finding: Mapping[str, Any]) -> str:
         return f"missing, and every recipe has it; {_SCHEMA}"
     if kind == "value_error":
         return str(finding["ctx"]["error"])
-    if kind in _EXPECTED:
+    if kind in EXPECTED_TYPES:
         scalar = kind == "string_type" and isinstance(value, (bool, int, float))
         cure = "quote it" if scalar else _SCHEMA
-        return f"expected {_EXPECTED[kind]}, got {type(value).__name__}; {cure}"
+        return f"expected {EXPECTED_TYPES[kind]}, got {type(value).__name__}; {cure}"
     return f"{finding['msg'][0].lower()}{finding['msg'][1:]}; {_SCHEMA}"
 
 
